@@ -1,0 +1,51 @@
+"""Local branch: the residual function of a ConvNeXt block (arXiv 2201.03545, section 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of each position, ``(B, C, H, W) -> (B, C, H, W)``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Both permutes are views; on channels_last input the normalised axis is contiguous.
+        x = F.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return x.permute(0, 3, 1, 2)
+
+
+class LocalBranch(nn.Module):
+    """F_loc = gamma * W_2 GELU(W_1 LayerNorm(depthwise conv(x))), ``(B, C, H, W)`` in and out.
+
+    Args:
+        dim: Channels C.
+        mlp_ratio: Hidden channels over C.
+        kernel_size: Side of the depthwise kernel, odd.
+        layer_scale: Initial gamma, one value per channel.
+    """
+
+    def __init__(
+        self, dim: int, mlp_ratio: float, kernel_size: int, layer_scale: float
+    ) -> None:
+        super().__init__()
+        hidden = int(mlp_ratio * dim)
+        self.depthwise_conv = nn.Conv2d(
+            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.expand = nn.Linear(dim, hidden)
+        self.activation = nn.GELU()
+        self.project = nn.Linear(hidden, dim)
+        self.layer_scale = nn.Parameter(torch.full((dim,), float(layer_scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.depthwise_conv(x).permute(0, 2, 3, 1))  # (B, H, W, C)
+        x = self.project(self.activation(self.expand(x)))
+        return (self.layer_scale * x).permute(0, 3, 1, 2)

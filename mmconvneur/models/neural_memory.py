@@ -1,0 +1,302 @@
+"""Neural memory: a global branch whose weights are fitted to the image inside the forward pass.
+
+Dimension key: B images, N = H W tokens, T chunks of L tokens, h heads, d head width,
+C channels of the block, C_m = h d channels of the memory.
+
+Sources: ConvNeur (arXiv 2603.19567, the branch), Titans (arXiv 2501.00663, momentum and decay),
+ViT^3 (arXiv 2512.01643, one inner step over the whole image). The write weights per token and the
+read of the image's own contribution are this project's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UsageError, check_choice
+from ..registry import MIXERS
+from .inner_models import INNER_MODELS, InnerModel, Weights
+
+
+class WriteRule(NamedTuple):
+    """How strongly each token and each chunk is written.
+
+    Attributes:
+        weights: ``(B, h, T, L)``, the weight of each token in the loss of its chunk.
+        step: ``(B, h, T)``, theta_t.
+        momentum: ``(B, h, T)``, eta_t.
+        decay: ``(B, h, T)``, alpha_t.
+    """
+
+    weights: Tensor
+    step: Tensor
+    momentum: Tensor
+    decay: Tensor
+
+
+def running_states(
+    inner: InnerModel, initial: Weights, keys: Tensor, values: Tensor, rule: WriteRule
+) -> Weights:
+    """All memories M_0 ... M_T when each chunk's gradient is taken at the memory before it.
+
+        S_t = eta_t S_{t-1} - theta_t grad L_t(M_{t-1}),   M_t = (1 - alpha_t) M_{t-1} + S_t
+
+    Args:
+        inner: The inner model.
+        initial: M_0, each matrix ``(h, d, d)``.
+        keys, values: ``(B, h, T, L, d)``.
+        rule: Write weights and rates.
+
+    Returns:
+        Each matrix of the inner model as ``(B, h, T + 1, d, d)``.
+    """
+    batch, _, num_chunks = rule.step.shape
+    state = tuple(m.expand(batch, *m.shape) for m in initial)
+    surprise = tuple(torch.zeros_like(m) for m in state)
+    states = [state]
+    for t in range(num_chunks):
+        theta, eta, alpha = (r[:, :, t, None, None] for r in rule[1:])
+        gradients = inner.gradient(state, keys[:, :, t], values[:, :, t], rule.weights[:, :, t])
+        surprise = tuple(eta * s - theta * g for s, g in zip(surprise, gradients, strict=True))
+        state = tuple((1 - alpha) * m + s for m, s in zip(state, surprise, strict=True))
+        states.append(state)
+    return tuple(torch.stack(matrices, dim=2) for matrices in zip(*states, strict=True))
+
+
+def start_states(
+    inner: InnerModel, initial: Weights, keys: Tensor, values: Tensor, rule: WriteRule
+) -> Weights:
+    """All memories M_0 ... M_T when every chunk's gradient is taken at M_0, without a scan.
+
+        M_t = prod_{s<=t} a_s M_0 - sum_j C_tj theta_j G_j,   a = 1 - alpha,   C = D(a) D(eta),
+        D(x)_tj = prod_{s=j+1..t} x_s for t >= j, else 0
+
+    Arguments and result as in :func:`running_states`.
+    """
+    start = tuple(m.unsqueeze(1) for m in initial)  # (h, 1, d, d): the same for every chunk
+    gradients = inner.gradient(start, keys, values, rule.weights)
+    keep = 1 - rule.decay
+    mix = _products_after(keep) @ _products_after(rule.momentum) * rule.step.unsqueeze(-2)
+    mix = F.pad(mix, (0, 0, 1, 0))  # (B, h, T + 1, T): M_0 holds no chunk
+    kept = F.pad(keep.cumprod(-1), (1, 0), value=1.0)[..., None, None]
+    return tuple(
+        kept * m - torch.einsum('bhtj,bhjde->bhtde', mix, g)
+        for m, g in zip(start, gradients, strict=True)
+    )
+
+
+def _products_after(x: Tensor) -> Tensor:
+    """D(x)_tj = prod_{s=j+1..t} x_s on and below the diagonal, 0 above: (..., T) -> (..., T, T)."""
+    chunk = torch.arange(x.size(-1), device=x.device)
+    below = chunk[:, None] > chunk
+    return torch.where(below, x.unsqueeze(-1), 1.0).cumprod(-2).tril()
+
+
+STATES = {'running': running_states, 'start': start_states}
+
+
+@MIXERS.register_module()
+class NeuralMemory(BaseModule):
+    """The default memory: one weighted inner step over the image, then a read of what it wrote.
+
+        z = LayerNorm(W_in x),  q, k, v = linear(z),  q and k of unit length per head
+        w = softmax over the chunk of a linear map of z, per head
+        M_t = M_{t-1} - grad 1/2 sum_n w_n ||f(k_n; M_{t-1}) - v_n||^2
+        G = W_out (f(q; M) - f(q; M_0))
+
+    With a weighted mean over unit keys the linear step is stable at any resolution, so it needs no
+    step size; a softmax can pick a few tokens out of thousands; and without f(q; M_0) the read is
+    not swamped by what every image shares. With one chunk (the default) the result does not depend
+    on the order of the tokens. W_out starts at zero: a neutral gate.
+
+    Args:
+        dim: Channels C of the block.
+        memory_dim: Channels C_m; default half of ``dim``, rounded to a multiple of 8.
+        num_heads: Heads h; must divide ``memory_dim``.
+        inner_model: ``'linear'``, ``'two_layer'`` or ``'gated'``.
+        chunk_size: Tokens L in a chunk, in raster order; ``None``: the whole image.
+        read: ``'after'``: every token reads the last memory; ``'before'``: a token of chunk t reads
+            M_{t-1}, so that with one chunk it reads nothing of the image.
+        gradient: With several chunks, where it is taken: ``'running'`` at M_{t-1} (sequential) or
+            ``'start'`` at M_0 (parallel).
+
+    Raises:
+        UsageError: For an unknown choice, a non-positive size, or heads that do not divide C_m.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        memory_dim: int | None = None,
+        num_heads: int = 4,
+        inner_model: str = 'linear',
+        chunk_size: int | None = None,
+        read: str = 'after',
+        gradient: str = 'running',
+    ) -> None:
+        super().__init__()
+        if memory_dim is None:
+            memory_dim = max(8, (dim // 2 + 4) // 8 * 8)
+        check_choice('inner model', inner_model, INNER_MODELS)
+        check_choice('read', read, ('after', 'before'))
+        check_choice('gradient', gradient, STATES)
+        if num_heads < 1 or memory_dim < 1 or memory_dim % num_heads:
+            raise UsageError(
+                f'num_heads={num_heads} must divide memory_dim={memory_dim}: '
+                'set global_mixer.num_heads or memory_dim accordingly'
+            )
+        if chunk_size is not None and chunk_size < 1:
+            raise UsageError(
+                f'chunk_size={chunk_size} must be positive, or None for the whole image'
+            )
+        self.memory_dim, self.num_heads = memory_dim, num_heads
+        self.chunk_size, self.read, self.gradient = chunk_size, read, gradient
+        self.inner = INNER_MODELS[inner_model]
+        width = memory_dim // num_heads
+
+        self.reduce = nn.Linear(dim, memory_dim)
+        self.norm = nn.LayerNorm(memory_dim, eps=1e-6)
+        self.qkv = nn.Linear(memory_dim, 3 * memory_dim)
+        self.build_write_rule()
+        self.initial = nn.ParameterList(
+            torch.empty(num_heads, width, width) for _ in range(self.inner.num_weights)
+        )
+        self.expand = nn.Linear(memory_dim, dim)
+        self.reset_start()
+
+    def build_write_rule(self) -> None:
+        # A softmax over tokens ignores a bias.
+        self.write_logits = nn.Linear(self.memory_dim, self.num_heads, bias=False)
+
+    def reset_start(self) -> None:
+        """Draw M_0 and zero the last layer."""
+        for matrix in self.initial:
+            nn.init.normal_(matrix, std=self.inner.init_std(matrix.size(-1)))
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        # The backbone's init_cfg has just filled every Linear, the last one too.
+        self.reset_start()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x (B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a real pixel, 0 = padding.
+
+        Padding is not written into the memory.
+        """
+        height, width = x.shape[-2:]
+        tokens = self.norm(self.reduce(x.permute(0, 2, 3, 1))).flatten(1, 2)  # (B, N, C_m)
+        real = None if mask is None else mask.flatten(1)  # (B, N)
+
+        queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+
+        # The inner step is a sum over thousands of tokens: at least float32, also under autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            exact = torch.promote_types(tokens.dtype, torch.float32)
+            rule = self.write_rule(*self.chunked_tokens(tokens.to(exact), real))
+            states = STATES[self.gradient](
+                self.inner,
+                tuple(m.to(exact) for m in self.initial),
+                self.chunked_heads(keys.to(exact)),
+                self.chunked_heads(values.to(exact)),
+                rule,
+            )
+        seen = slice(-1, None) if self.read == 'after' else slice(-1)
+        states = tuple(m[:, :, seen].to(queries.dtype) for m in states)
+        out = self.readout(states, self.chunked_heads(queries))  # (B, h, T, L, d)
+        out = out.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)[:, : tokens.size(1)]
+        return self.expand(out).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+    def write_rule(self, tokens: Tensor, real: Tensor) -> WriteRule:
+        """Token weights and rates from ``tokens (B, T, L, C_m)`` and ``real (B, T, L)``."""
+        logits = self.write_logits(tokens).permute(0, 3, 1, 2)  # (B, h, T, L)
+        absent = ~real.bool().unsqueeze(1)
+        logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
+        # Filled with zero once more for a chunk that is padding throughout.
+        weights = logits.softmax(-1).masked_fill(absent, 0.0)
+        rate = weights.new_zeros(weights.shape[:3])
+        return WriteRule(weights, step=rate + 1, momentum=rate, decay=rate)
+
+    def readout(self, states: Weights, queries: Tensor) -> Tensor:
+        """What the image itself wrote: f(q; M) - f(q; M_0)."""
+        initial = tuple(m.unsqueeze(1).to(queries.dtype) for m in self.initial)
+        return self.inner.difference(states, initial, queries)
+
+    def chunked(self, x: Tensor) -> Tensor:
+        """``(B, N, ...) -> (B, T, L, ...)``, the last chunk filled up with zeros."""
+        if self.chunk_size is None:
+            return x.unsqueeze(1)
+        missing = -x.size(1) % self.chunk_size
+        x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
+        return x.unflatten(1, (-1, self.chunk_size))
+
+    def chunked_heads(self, x: Tensor) -> Tensor:
+        """``(B, N, h, d) -> (B, h, T, L, d)``."""
+        return self.chunked(x).permute(0, 3, 1, 2, 4)
+
+    def chunked_tokens(self, tokens: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        if real is None:
+            real = tokens.new_ones(tokens.shape[:2])
+        return self.chunked(tokens), self.chunked(real)
+
+
+@MIXERS.register_module()
+class PublishedNeuralMemory(NeuralMemory):
+    """The form of the ConvNeur paper, as far as it is known: chunks, read before write, dynamics.
+
+        L_t = 1/2 sum over the chunk of ||f(k; M_{t-1}) - v||^2
+        S_t = eta_t S_{t-1} - theta_t grad L_t,   M_t = (1 - alpha_t) M_{t-1} + S_t
+        y_t = f(q_t; M_{t-1})
+
+    theta, eta and alpha come from the mean token of the chunk. Where a stage has one chunk only M_0
+    is read: the keys, the values and the three rates then receive zero gradients (zero, not none,
+    so that distributed training does not wait for them). The form of the generators and their
+    start is not published: here theta = ``step`` sigmoid(. - 4), eta = sigmoid(.),
+    alpha = sigmoid(. - 4).
+
+    Args:
+        dim, memory_dim, num_heads, inner_model, gradient: As in :class:`NeuralMemory`.
+        chunk_size: 196 for classification, 4096 for COCO.
+        step: Largest theta: 1 for classification, 1e-3 for COCO.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        memory_dim: int | None = None,
+        num_heads: int = 4,
+        inner_model: str = 'linear',
+        chunk_size: int = 196,
+        step: float = 1.0,
+        gradient: str = 'running',
+    ) -> None:
+        super().__init__(
+            dim, memory_dim, num_heads, inner_model, chunk_size, read='before', gradient=gradient
+        )
+        self.step = step
+
+    def build_write_rule(self) -> None:
+        self.rates = nn.Linear(self.memory_dim, 3 * self.num_heads)
+
+    def reset_start(self) -> None:
+        super().reset_start()
+        with torch.no_grad():
+            theta, eta, alpha = self.rates.bias.chunk(3)
+            theta.fill_(-4.0), eta.zero_(), alpha.fill_(-4.0)
+
+    def write_rule(self, tokens: Tensor, real: Tensor) -> WriteRule:
+        weights = real.unsqueeze(1).expand(-1, self.num_heads, -1, -1).to(tokens.dtype)
+        mean = (tokens * real.unsqueeze(-1)).sum(2) / real.sum(2).clamp(min=1).unsqueeze(-1)
+        # (B, T, 3 h) -> three of (B, h, T)
+        theta, eta, alpha = self.rates(mean).sigmoid().transpose(1, 2).chunk(3, dim=1)
+        return WriteRule(weights, self.step * theta, eta, alpha)
+
+    def readout(self, states: Weights, queries: Tensor) -> Tensor:
+        """The memory as a whole: f(q; M)."""
+        return self.inner.apply(states, queries)
