@@ -14,15 +14,9 @@ class ForegroundIoUMetric(IoUMetric):
     Every pixel counts, so a background pixel that is taken for a class lowers that class's IoU.
     """
 
-    def process(self, data_batch: dict, data_samples: list[dict]) -> None:
-        before = len(self.results)
-        super().process(data_batch, data_samples)
-        # Each entry: intersection, union, prediction and label areas, one value per class.
-        self.results[before:] = [
-            tuple(area[1:] for area in areas) for areas in self.results[before:]
-        ]
-
-    def compute_metrics(self, results: list) -> dict[str, float]:
+    def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
+        # Each result: intersection, union, prediction and label areas, one value per class.
+        results = [tuple(area[1:] for area in areas) for areas in results]
         meta = self.dataset_meta
         self.dataset_meta = {**meta, 'classes': meta['classes'][1:]}
         try:

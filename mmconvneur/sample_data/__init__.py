@@ -1,21 +1,12 @@
 """Small data sets made from the photographs that scikit-image carries in its wheel.
 
 `sample` is detection, instance and semantic segmentation of real coins and photo-textured shapes.
-In `cue` and `legend` the class of an object can only be known from a far corner of the image.
+In `cue` and `legend` the class of a thing can only be known from a far corner of the picture.
 """
 
-from .scenes import (
-    CUE_CLASSES,
-    LEGEND_CLASSES,
-    PALETTE,
-    STUFF_CLASSES,
-    THING_CLASSES,
-    Scene,
-    cue_scene,
-    far_from_corners,
-    legend_scene,
-    sample_scene,
-)
+from .corners import CUE_CLASSES, LEGEND_CLASSES, far_from_corners, legend_plan
+from .scenes import PALETTE, STUFF_CLASSES, Scene
+from .things import THING_CLASSES
 from .writer import TASKS, make_dataset, make_scene
 
 __all__ = [
@@ -26,10 +17,8 @@ __all__ = [
     'TASKS',
     'THING_CLASSES',
     'Scene',
-    'cue_scene',
     'far_from_corners',
-    'legend_scene',
+    'legend_plan',
     'make_dataset',
     'make_scene',
-    'sample_scene',
 ]

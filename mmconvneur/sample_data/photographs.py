@@ -7,7 +7,7 @@ used as a source `[name, x, y, width, height]` in pixels of the photograph.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,7 +41,7 @@ SPANS = {'train': (0.0, 0.58), 'val': (0.62, 1.0)}  # shares of a photograph's w
 Source = list  # [name, x, y, width, height]
 
 
-@lru_cache(maxsize=None)
+@cache
 def photograph(name: str) -> np.ndarray:
     """One photograph, (height, width, 3) uint8 RGB.
 
@@ -58,9 +58,7 @@ def photograph(name: str) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def crop(
-    name: str, split: str, size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, Source]:
+def crop(name: str, split: str, size: int, rng: np.random.Generator) -> tuple[np.ndarray, Source]:
     """A random square of a photograph's part for `split`, mirrored or not, resized.
 
     Returns the crop, (size, size, 3) float32 in 0..255, and its source.
@@ -85,7 +83,7 @@ class Coin(NamedTuple):
     source: Source
 
 
-@lru_cache(maxsize=None)
+@cache
 def coins(split: str) -> tuple[Coin, ...]:
     """The coins of `split`, cut out of the coins photograph by a watershed on its gradient."""
     grey = photograph('coins')[..., 0]

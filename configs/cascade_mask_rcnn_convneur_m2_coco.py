@@ -1,0 +1,10 @@
+# Cascade Mask R-CNN with ConvNeur-M2, COCO, 1x (12 epochs, 1333 x 800).
+# Command:  torchrun --nproc_per_node 8 tools/train.py \
+#               configs/cascade_mask_rcnn_convneur_m2_coco.py --launcher pytorch --amp
+# Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
+# Result:   not trained yet; from scratch, no pretrained backbone is loaded.
+_base_ = 'cascade_mask_rcnn_convneur_t_coco.py'
+model = dict(
+    backbone=dict(arch='m2', drop_path_rate=0.0),
+    neck=dict(in_channels=[48, 96, 192, 384]),
+)

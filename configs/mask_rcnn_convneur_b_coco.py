@@ -1,0 +1,10 @@
+# Mask R-CNN with ConvNeur-B, COCO, 1x (12 epochs, 1333 x 800).
+# Command:  torchrun --nproc_per_node 8 tools/train.py \
+#               configs/mask_rcnn_convneur_b_coco.py --launcher pytorch --amp
+# Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
+# Result:   not trained yet; from scratch, no pretrained backbone is loaded.
+_base_ = 'mask_rcnn_convneur_t_coco.py'
+model = dict(
+    backbone=dict(arch='b', drop_path_rate=0.4),
+    neck=dict(in_channels=[128, 256, 512, 1024]),
+)

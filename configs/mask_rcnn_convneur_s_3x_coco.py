@@ -1,0 +1,7 @@
+# Mask R-CNN with ConvNeur-S, COCO, 3x (36 epochs, multi-scale 480-800 and crops).
+# Command:  torchrun --nproc_per_node 8 tools/train.py \
+#               configs/mask_rcnn_convneur_s_3x_coco.py --launcher pytorch --amp
+# Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
+# Result:   not trained yet; from scratch, no pretrained backbone is loaded.
+_base_ = 'mask_rcnn_convneur_t_3x_coco.py'
+model = dict(backbone=dict(arch='s', drop_path_rate=0.3))

@@ -1,0 +1,11 @@
+# UperNet with ConvNeur-B, ADE20K, 160k iterations, crops of 512.
+# Command:  torchrun --nproc_per_node 8 tools/train.py \
+#               configs/upernet_convneur_b_ade20k.py --launcher pytorch --amp
+# Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
+# Result:   not trained yet; from scratch, no pretrained backbone is loaded.
+_base_ = 'upernet_convneur_t_ade20k.py'
+model = dict(
+    backbone=dict(arch='b'),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512),
+)

@@ -1,0 +1,12 @@
+# UperNet with ConvNeur-M1 and slim heads on the sample data (python tools/make_sample_data.py).
+# Command:  python tools/train.py configs/upernet_convneur_m1_sample.py
+# Hardware: 2 CPU cores.
+# Result:   not trained yet; from scratch.
+_base_ = [
+    '_base_/models/slim_upernet_convneur.py',
+    '_base_/datasets/sample_semantic.py',
+    '_base_/schedules/sample_segmentation.py',
+    '_base_/runtimes/segmentation.py',
+]
+model = dict(decode_head=dict(num_classes=8), auxiliary_head=dict(num_classes=8))
+default_hooks = dict(checkpoint=dict(interval=200))

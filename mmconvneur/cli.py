@@ -1,0 +1,249 @@
+"""What the command-line tools share: arguments, configs, checks and one-line errors."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hooks import Hook
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import DATASETS, METRICS, MODELS, RUNNERS, Registry
+from mmengine.runner import Runner
+
+from .environment import check_environment
+from .errors import UsageError
+
+SHIPPED_CONFIGS = Path(__file__).parent / '.mim' / 'configs'
+FAMILIES = {'mmdet': 'detection', 'mmseg': 'segmentation'}
+SAMPLE_COMMAND = 'python tools/make_sample_data.py'
+
+
+# ---------------------------------------------------------------------------------------- errors
+def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Print a user's mistake in one line on stderr and exit with status 1, without a traceback."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            check_environment()
+            main()
+        except Exception as error:
+            message = usage_message(error)
+            if message is None:
+                raise
+            print('error:', ' '.join(message.split()), file=sys.stderr)
+            sys.exit(1)
+
+    return run
+
+
+def usage_message(error: BaseException | None) -> str | None:
+    """What the user can mend, from the innermost such error of a chain; ``None`` if nothing."""
+    message = None
+    while error is not None:
+        if isinstance(error, UsageError):
+            message = str(error)
+        elif isinstance(error, KeyError) and ' registry. ' in str(error):
+            message = f'{error.args[0].split(". ")[0]}: check the spelling of this type'
+        error = error.__cause__ or error.__context__
+    return message
+
+
+# ------------------------------------------------------------------------------------- arguments
+def common_parser(description: str) -> argparse.ArgumentParser:
+    """Arguments of every tool that runs a model."""
+    parser = config_parser(description)
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torchrun sets LOCAL_RANK; the older torch.distributed.launch passes an argument instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """Arguments of every tool that reads a config."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='path of a config, or the name of a shipped one')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='key=value, ...',
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    try:
+        return parser.parse_args()
+    except ValueError:  # from DictAction
+        raise UsageError('--cfg-options takes pairs of the form key=value') from None
+
+
+# --------------------------------------------------------------------------------------- configs
+def load_config(args: argparse.Namespace) -> Config:
+    """The config of ``args.config``, overridden by the command line, one family throughout.
+
+    Raises:
+        UsageError: If it does not exist, cannot be read, or mixes detection and segmentation.
+    """
+    path = find_config(args.config)
+    try:
+        cfg = Config.fromfile(path)
+        cfg.merge_from_dict(args.cfg_options)
+    except Exception as error:
+        raise UsageError(f'config {path} cannot be read: {error}') from error
+    check_family(cfg)
+    return cfg
+
+
+def find_config(name: str) -> Path:
+    """A config file by its path, or a shipped one by its name."""
+    shipped = SHIPPED_CONFIGS / f'{Path(name).stem}.py'
+    for path in (Path(name), shipped):
+        if path.is_file():
+            return path
+    names = ', '.join(sorted(path.stem for path in SHIPPED_CONFIGS.glob('*.py')))
+    raise UsageError(f'config {name} does not exist: give a path, or one of {names}')
+
+
+def check_family(cfg: Config) -> None:
+    """Raise ``UsageError`` unless model, heads, data and metrics fit ``default_scope``.
+
+    mmseg may borrow heads from mmdet (Mask2Former does), but its model, data and metrics may not.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in FAMILIES:
+        raise UsageError(f'default_scope={scope!r}: choose {" or ".join(map(repr, FAMILIES))}')
+    other = next(family for family in FAMILIES if family != scope)
+    for where, registry, part in typed_parts(cfg):
+        name = part['type']
+        if '.' in name:
+            wrong = name.startswith(f'{other}.') and (scope == 'mmdet' or '.' not in where)
+        else:
+            wrong = not knows(registry, scope, name) and knows(registry, other, name)
+        if wrong:
+            raise UsageError(
+                f'{where} is {name}, which is for {FAMILIES[other]} ({other}), but the config is '
+                f"for {FAMILIES[scope]} (default_scope='{scope}'): use one of the two throughout"
+            )
+
+
+def typed_parts(cfg: Config) -> Iterator[tuple[str, Registry, ConfigDict]]:
+    """Where, registry and config of the parts that tell detection from segmentation."""
+    if 'model' in cfg:
+        yield 'model', MODELS, cfg.model
+        for name, part in cfg.model.items():
+            if name.endswith('head') and isinstance(part, dict):
+                yield f'model.{name}', MODELS, part
+    for split in ('train', 'val', 'test'):
+        for dataset in datasets(cfg.get(f'{split}_dataloader')):
+            yield f'{split}_dataset', DATASETS, dataset
+        for metric in as_list(cfg.get(f'{split}_evaluator')):
+            yield f'{split}_evaluator', METRICS, metric
+
+
+def knows(registry: Registry, scope: str, name: str) -> bool:
+    """Whether a family registers a type; a family that is not installed knows none."""
+    if find_spec(scope) is None:
+        return False
+    with registry.switch_scope_and_registry(scope) as scoped:
+        return scoped.get(name) is not None
+
+
+def as_list(value: dict | list[dict] | None) -> list[dict]:
+    return [value] if isinstance(value, dict) else list(value or [])
+
+
+def datasets(dataloader: dict | None) -> Iterator[ConfigDict]:
+    """The data sets of a dataloader's config, without wrappers such as RepeatDataset."""
+    waiting = as_list((dataloader or {}).get('dataset'))
+    while waiting:
+        dataset = waiting.pop()
+        inner = as_list(dataset.get('dataset')) + as_list(dataset.get('datasets'))
+        if inner:
+            waiting += inner
+        else:
+            yield dataset
+
+
+# ---------------------------------------------------------------------------------- data and files
+def check_data(cfg: Config, *splits: str) -> None:
+    """Raise ``UsageError`` for the first file or folder of the data that is missing or empty."""
+    for split in splits:
+        for dataset in datasets(cfg.get(f'{split}_dataloader')):
+            root = dataset.get('data_root') or ''
+            paths = {'annotations': dataset.get('ann_file'), **dataset.get('data_prefix', {})}
+            for what, path in paths.items():
+                path = os.path.join(root, path or '')
+                if paths[what] and '://' not in path and not is_filled(Path(path)):
+                    raise UsageError(
+                        f'{path} is missing or empty: put the {split} {WHAT.get(what, what)} of '
+                        f'{dataset.type} there, or set data_root; the sample data is made by '
+                        f'`{SAMPLE_COMMAND}`'
+                    )
+
+
+WHAT = {
+    'annotations': 'annotation file',
+    'img': 'images',
+    'img_path': 'images',
+    'seg_map_path': 'label maps',
+}
+
+
+def is_filled(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.is_file()
+
+
+def check_checkpoint(path: str | None) -> None:
+    """Raise ``UsageError`` if a local checkpoint does not exist."""
+    if path and '://' not in path and not Path(path).is_file():
+        raise UsageError(
+            f'checkpoint {path} does not exist: give the path of a .pth file that training wrote'
+        )
+
+
+# ------------------------------------------------------------------------------------------ running
+def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
+    """The work folder: from the command line, else from the config, else named after it."""
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+
+
+def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Runner:
+    """MMEngine's runner for a config, on GPUs where there are any."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UsageError('--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/...')
+    cfg.launcher = args.launcher
+    if not torch.cuda.is_available():
+        run_on_cpu(cfg)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    if not torch.cuda.is_available():
+        runner.model = revert_sync_batchnorm(runner.model)
+    for hook in hooks:
+        runner.register_hook(hook)
+    return runner
+
+
+def run_on_cpu(cfg: Config) -> None:
+    """Distributed runs without GPUs: gloo, and DDP without device ids."""
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+    if cfg.launcher != 'none':
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )

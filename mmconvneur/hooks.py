@@ -1,0 +1,139 @@
+"""Hooks of the command-line tools."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from contextlib import ExitStack
+
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from .checkpoints import ATOMIC, RESUME_FILE
+from .loops import EPOCH_POSITION
+from .registry import HOOKS
+
+
+@HOOKS.register_module()
+class ResumeHook(Hook):
+    """Keeps ``resume.pth`` in the work folder: every ``interval`` iterations, and on a signal.
+
+    Ctrl-C (SIGINT) or SIGTERM ends the run after the current iteration, with exit status 128 + the
+    signal's number; a second one ends it at once. After SIGKILL at most ``interval`` iterations are
+    lost.
+    """
+
+    priority = 'LOWEST'  # after the schedulers and MMEngine's own checkpoint
+
+    def __init__(self, interval: int = 1000) -> None:
+        self.interval = interval
+        self._received: int | None = None
+
+    def before_train(self, runner: Runner) -> None:
+        self._pid = os.getpid()
+        self._logger = runner.logger
+        self._previous = {
+            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, **kwargs) -> None:
+        if self._received or self.every_n_train_iters(runner, self.interval):
+            self._save(runner, runner.iter + 1, batch_idx + 1)
+
+    def after_val_iter(self, runner: Runner, **kwargs) -> None:
+        if self._received:
+            self._save(runner, runner.iter, 0)
+
+    def after_train(self, runner: Runner) -> None:
+        self._restore_handlers()
+
+    def _note(self, number: int, frame: object) -> None:
+        # Loader workers inherit this handler, and go on until the main process ends them.
+        self._received = number
+        self._restore_handlers()
+        if os.getpid() == self._pid:
+            self._logger.warning('Stopping after this iteration; once more to stop at once.')
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _save(self, runner: Runner, iteration: int, done: int) -> None:
+        position = dict(
+            epoch=runner.epoch, iter=iteration, batches=len(runner.train_dataloader), done=done
+        )
+        runner.message_hub.update_info(EPOCH_POSITION, position)
+        runner.save_checkpoint(
+            runner.work_dir,
+            RESUME_FILE,
+            meta=dict(epoch=runner.epoch, iter=iteration),
+            by_epoch=False,
+            backend_args=ATOMIC,
+        )
+        if self._received:
+            runner.logger.warning(
+                f'Stopped at iteration {iteration}: continue with the same command and --resume.'
+            )
+            raise SystemExit(128 + self._received)
+
+
+@HOOKS.register_module()
+class ProgressBarHook(Hook):
+    """A bar with the time left, for training, validation and testing; shown on a terminal only."""
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._log_above_bar = ExitStack()
+        self._bars: dict[str, tqdm] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        self._shown = runner.rank == 0 and sys.stderr.isatty()
+        if self._shown:
+            self._log_above_bar.enter_context(logging_redirect_tqdm([runner.logger]))
+            for handler in runner.logger.handlers:
+                handler.setLevel(runner.logger.level or logging.INFO)
+
+    def after_run(self, runner: Runner) -> None:
+        self._log_above_bar.close()
+
+    def before_train(self, runner: Runner) -> None:
+        self._open('train', runner.max_iters, runner.iter)
+
+    def after_train_iter(self, runner: Runner, **kwargs) -> None:
+        self._bars['train'].update()
+
+    def after_train(self, runner: Runner) -> None:
+        self._bars['train'].close()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        self._open('val', len(runner.val_dataloader))
+
+    def after_val_iter(self, runner: Runner, **kwargs) -> None:
+        self._bars['val'].update()
+
+    def after_val_epoch(self, runner: Runner, **kwargs) -> None:
+        self._bars['val'].close()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        self._open('test', len(runner.test_dataloader))
+
+    def after_test_iter(self, runner: Runner, **kwargs) -> None:
+        self._bars['test'].update()
+
+    def after_test_epoch(self, runner: Runner, **kwargs) -> None:
+        self._bars['test'].close()
+
+    def _open(self, name: str, total: int, done: int = 0) -> None:
+        self._bars[name] = tqdm(
+            desc=name,
+            total=total,
+            initial=done,
+            disable=not self._shown,
+            leave=False,
+            dynamic_ncols=True,
+        )

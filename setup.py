@@ -1,0 +1,52 @@
+import ast
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def version() -> str:
+    """``__version__`` of the package, read without importing it (and torch with it)."""
+    for node in ast.parse((ROOT / 'mmconvneur' / '__init__.py').read_text()).body:
+        if isinstance(node, ast.Assign) and node.targets[0].id == '__version__':
+            return ast.literal_eval(node.value)
+    raise RuntimeError('mmconvneur/__init__.py defines no __version__')
+
+
+TESTED = runpy.run_path(str(ROOT / 'mmconvneur' / 'environment.py'))['TESTED']
+
+setup(
+    name='mmconvneur',
+    version=version(),
+    description='ConvNeur, a backbone with a neural memory, for MMDetection and MMSegmentation',
+    license='Apache-2.0',
+    packages=find_packages(include=['mmconvneur', 'mmconvneur.*']),
+    # .mim holds links to configs/ and tools/; the wheel gets the files themselves.
+    package_data={'mmconvneur': ['.mim/configs/**/*.py', '.mim/tools/*.py']},
+    python_requires='>=3.10',
+    # No mm package here: either family will do, which pip cannot say.
+    install_requires=['torch' + TESTED['torch'], 'numpy', 'packaging'],
+    extras_require={
+        # onedl-mmcv is missing on purpose: under pip's build isolation it installs without its
+        # operators, so it has to come first, by hand (see tools/install.py). Pillow and
+        # pycocotools are used by mmdet and mmseg but not declared by every release of them.
+        'onedl': [
+            name + TESTED[name]
+            for name in ('onedl-mmengine', 'onedl-mmdetection', 'onedl-mmsegmentation')
+        ]
+        + ['Pillow', 'pycocotools'],
+        'sample': ['scikit-image', 'matplotlib', 'Pillow', 'pycocotools'],
+        'dev': [
+            'pre-commit',
+            'pytest',
+            'ruff==0.17.5',
+            'safetensors',
+            'setuptools>=80',
+            'tensorboard',
+            'transformers',
+            'wheel',
+        ],
+    },
+)

@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmconvneur.sample_data import make_dataset
+
+
+@pytest.fixture(scope='session')
+def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose data/sample holds 24 training and 6 validation images of 96 pixels."""
+    folder = tmp_path_factory.mktemp('sample')
+    make_dataset('sample', folder / 'data' / 'sample', num_train=24, num_val=6, size=96)
+    return folder

@@ -1,0 +1,57 @@
+"""One training and one test step of a config on real images, for the tests of whole models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.model import revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+from torch import nn
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / 'configs'
+SAMPLE_CONFIGS = {
+    'mmdet': CONFIGS / 'mask_rcnn_convneur_m1_sample.py',
+    'mmseg': CONFIGS / 'upernet_convneur_m1_sample.py',
+}
+
+
+def build(cfg: Config) -> nn.Module:
+    """The model of a config, with initialised weights."""
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    model.init_weights()
+    return model
+
+
+def wake_memory(backbone: nn.Module) -> None:
+    """Randomise the zero-initialised last layers, behind which no gradient passes."""
+    for name, module in backbone.named_modules():
+        if name.endswith('global_branch'):
+            nn.init.normal_(module.expand.weight, std=0.1)
+
+
+def sample_batch(scope: str, sample_dir: Path, split: str, number: int = 2) -> dict:
+    """The first images of the sample data, as the pipelines of the sample configs prepare them."""
+    dataset = Config.fromfile(SAMPLE_CONFIGS[scope])[f'{split}_dataloader'].dataset
+    dataset.data_root = str(sample_dir / 'data' / 'sample')
+    init_default_scope(scope)
+    dataset = DATASETS.build(dataset)
+    return pseudo_collate([dataset[i] for i in range(number)])
+
+
+LEARNING_RATE = 0.1
+
+
+def train_step(model: nn.Module, batch: dict) -> dict[str, float]:
+    """The named losses of one step of SGD; gradients are left on the parameters."""
+    model.train()
+    optim_wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=LEARNING_RATE))
+    optim_wrapper.zero_grad = lambda: None
+    losses = model.train_step(batch, optim_wrapper)
+    return {name: value.item() for name, value in losses.items() if 'loss' in name}

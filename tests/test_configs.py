@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+from steps import (
+    CONFIGS,
+    LEARNING_RATE,
+    ROOT,
+    SAMPLE_CONFIGS,
+    build,
+    sample_batch,
+    train_step,
+    wake_memory,
+)
+
+from mmconvneur.models.convneur import ARCHS
+
+SHIPPED = sorted(path.stem for path in CONFIGS.glob('*.py'))
+FAMILIES = {  # one config of each model family
+    'mask_rcnn_convneur_m1_coco': 'mmdet',
+    'cascade_mask_rcnn_convneur_m2_coco': 'mmdet',
+    'upernet_convneur_m4_ade20k': 'mmseg',
+    'semantic_fpn_convneur_m2_ade20k': 'mmseg',
+}
+
+
+def load(name: str) -> Config:
+    return Config.fromfile(CONFIGS / f'{name}.py')
+
+
+def build_empty(cfg: Config) -> torch.nn.Module:
+    """The model without memory for its weights."""
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        return MODELS.build(cfg.model)
+
+
+def test_the_promised_configs_are_there():
+    sizes = ('m1', 'm2', 'm3', 'm4', 't', 's', 'b')
+    assert SHIPPED == sorted(
+        [f'mask_rcnn_convneur_{size}_coco' for size in sizes]
+        + [f'mask_rcnn_convneur_{size}_3x_coco' for size in 'tsb']
+        + [f'cascade_mask_rcnn_convneur_{size}_coco' for size in ('m2', 't')]
+        + [f'upernet_convneur_{size}_ade20k' for size in ('m4', 't', 's', 'b')]
+        + ['semantic_fpn_convneur_m2_ade20k']
+        + ['mask_rcnn_convneur_m1_sample', 'upernet_convneur_m1_sample']
+    )
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_builds_with_the_widths_of_its_arch(name):
+    cfg = load(name)
+    model = build_empty(cfg)
+    arch = re.search(r'convneur_([a-z]\d?)_', name)[1]
+    assert cfg.model.backbone.arch == arch
+    channels = list(ARCHS[arch]['channels'])
+    if model.with_neck:
+        assert cfg.model.neck.in_channels == channels
+    else:
+        assert cfg.model.decode_head.in_channels == channels
+        auxiliary = cfg.model.auxiliary_head
+        assert auxiliary.in_channels == channels[auxiliary.in_index]
+    assert [getattr(model.backbone, f'norm{i}').weight.numel() for i in range(4)] == channels
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_is_a_delta_with_a_header(name):
+    lines = (CONFIGS / f'{name}.py').read_text().splitlines()
+    header = [line for line in lines if line.startswith('#')]
+    text = '\n'.join(header)
+    assert f'configs/{name}.py' in text
+    assert re.search(r'^# Hardware: \S', text, re.M)
+    assert re.search(r'^# Result: +(not trained yet|\d)', text, re.M)
+    assert len(lines) - len(header) <= 15
+    assert 'http' not in ''.join(lines)
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_learning_rate_is_meant_for_the_batch_of_the_header(name):
+    cfg = load(name)
+    gpus = re.search(r'# Hardware: (\d+) GPUs x 2 images', (CONFIGS / f'{name}.py').read_text())
+    batch_size = cfg.train_dataloader.batch_size * (int(gpus[1]) if gpus else 1)
+    assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=batch_size)
+    assert 'init_cfg' not in cfg.model.backbone
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_no_decay_on_norms_biases_and_scales(name):
+    cfg = load(name)
+    model = build_empty(cfg)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    decay = {group['params'][0]: group['weight_decay'] for group in optimizer.param_groups}
+    for key, parameter in model.named_parameters():
+        expected = 0.0 if parameter.ndim == 1 else 0.05
+        assert decay[parameter] == expected, key
+
+
+def test_three_times_the_schedule():
+    once, thrice = load('mask_rcnn_convneur_t_coco'), load('mask_rcnn_convneur_t_3x_coco')
+    assert (once.train_cfg.max_epochs, thrice.train_cfg.max_epochs) == (12, 36)
+    assert once.param_scheduler[1].milestones == [8, 11]
+    assert thrice.param_scheduler[1].milestones == [27, 33]
+    steps = thrice.train_dataloader.dataset.pipeline
+    choice = next(step for step in steps if step.type == 'RandomChoice')
+    assert [short for short, _ in choice.transforms[0][0].scales] == list(range(480, 801, 32))
+
+
+def on_sample_data(name: str) -> Config:
+    """A shipped config with the classes of the sample data and its small images."""
+    cfg, scope = load(name), FAMILIES[name]
+    classes = len(Config.fromfile(SAMPLE_CONFIGS[scope]).metainfo.classes)
+
+    def set_classes(node):
+        for value in node.values() if isinstance(node, dict) else node:
+            if isinstance(value, (dict, list)):
+                set_classes(value)
+        if isinstance(node, dict) and 'num_classes' in node:
+            node.num_classes = classes
+
+    set_classes(cfg.model)
+    if scope == 'mmseg':
+        cfg.model.data_preprocessor.size = (96, 96)
+    return cfg
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FAMILIES)
+def test_one_test_step_and_one_train_step(name, sample_dir):
+    scope = FAMILIES[name]
+    model = build(on_sample_data(name))
+    wake_memory(model.backbone)
+
+    model.eval()
+    with torch.no_grad():
+        results = model.test_step(sample_batch(scope, sample_dir, 'val'))
+    assert len(results) == 2
+    for result in results:
+        if scope == 'mmdet':
+            found = result.pred_instances
+            assert len(found) > 0 and found.masks.shape == (len(found), 96, 96)
+            assert found.bboxes.min() >= 0 and found.bboxes.max() <= 96
+            assert ((0 <= found.labels) & (found.labels < 5)).all()
+            assert ((0.05 < found.scores) & (found.scores <= 1)).all()
+        else:
+            logits, labels = result.seg_logits.data, result.pred_sem_seg.data
+            assert logits.shape == (8, 96, 96)
+            assert torch.equal(labels[0], logits.argmax(0))
+
+    before = copy.deepcopy(model.state_dict())
+    losses = train_step(model, sample_batch(scope, sample_dir, 'train'))
+    assert all(0 < loss < 20 for loss in losses.values()), losses
+    for key, parameter in model.backbone.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, key
+        stepped = before[f'backbone.{key}'] - LEARNING_RATE * parameter.grad
+        torch.testing.assert_close(parameter.detach(), stepped, rtol=1e-5, atol=1e-7, msg=key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('scope', 'absent'), [('mmseg', 'mmdet'), ('mmdet', 'mmseg')])
+def test_trains_where_the_other_family_is_not_installed(scope, absent, sample_dir, tmp_path):
+    code = (
+        'import runpy, sys\n'
+        f'sys.modules[{absent!r}] = None\n'
+        'sys.argv = sys.argv[1:]\n'
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    one_step = dict(
+        mmdet=['train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=4'],
+        mmseg=['train_cfg.max_iters=1', 'default_hooks.checkpoint.interval=1'],
+    )[scope]
+    run = subprocess.run(
+        [sys.executable, '-c', code, ROOT / 'tools' / 'train.py', SAMPLE_CONFIGS[scope]]
+        + ['--work-dir', tmp_path, '--cfg-options', *one_step],
+        cwd=sample_dir,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert Path((tmp_path / 'last_checkpoint').read_text()).is_file()
+
+
+@pytest.mark.parametrize('name', [name for name in SHIPPED if load(name).default_scope == 'mmseg'])
+def test_segmentation_configs_inherit_nothing_of_mmdet(name):
+    def bases(path: Path) -> set[Path]:
+        text = path.read_text()
+        assert '::' not in text
+        listed = re.search(r'^_base_ = (\[.*?\]|\S+)', text, re.M | re.S)
+        names = re.findall(r"'([^']+)'", listed[1]) if listed else []
+        return {path}.union(*(bases((path.parent / name).resolve()) for name in names))
+
+    assert len(bases(CONFIGS / f'{name}.py')) >= 5

@@ -1,0 +1,182 @@
+import itertools
+
+import pytest
+import torch
+from reference import neural_memory as reference
+
+from mmconvneur import ConvNeur, UsageError
+from mmconvneur.models import NeuralMemory, PublishedNeuralMemory
+from mmconvneur.models.inner_models import INNER_MODELS
+
+# Distinct primes: a swapped axis cannot pass. 5 x 7 tokens, chunks of 11: the last one is ragged.
+BATCH, DIM, HEADS, WIDTH, HEIGHT_, WIDTH_ = 2, 13, 3, 2, 5, 7
+FORMS = [
+    pytest.param(dict(chunk_size=size, read=read, gradient=gradient), id=f'{size}-{read}-{gradient}')
+    for size, read, gradient in [
+        (None, 'after', 'running'),
+        (None, 'after', 'start'),
+        *itertools.product([11], ['after', 'before'], ['running', 'start']),
+    ]
+]
+PUBLISHED = [dict(chunk_size=11, gradient='running'), dict(chunk_size=11, gradient='start')]
+
+
+def build(cls=NeuralMemory, **cfg):
+    """A memory in float64 whose every parameter is random, so that nothing hides behind a zero."""
+    torch.manual_seed(0)
+    memory = cls(DIM, memory_dim=HEADS * WIDTH, num_heads=HEADS, **cfg).double()
+    for parameter in memory.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return memory
+
+
+def image(seed: int = 1) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(BATCH, DIM, HEIGHT_, WIDTH_, dtype=torch.float64, generator=generator)
+
+
+def assert_equals_reference(memory, name, mask=None):
+    x = image().requires_grad_()
+    inputs = [x, *memory.parameters()]
+    actual, expected = memory(x, mask), reference(memory, name, x, mask)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+    direction = torch.randn_like(actual)
+    # The reference leaves out of its graph what cannot matter; the module gives zeros there.
+    expected_grads = torch.autograd.grad(
+        expected, inputs, direction, allow_unused=True, materialize_grads=True
+    )
+    actual_grads = torch.autograd.grad(actual, inputs, direction)
+    for a, e in zip(actual_grads, expected_grads, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize('name', INNER_MODELS)
+@pytest.mark.parametrize('form', FORMS)
+def test_every_form_equals_its_loop(name, form):
+    assert_equals_reference(build(inner_model=name, **form), name)
+
+
+@pytest.mark.parametrize('name', INNER_MODELS)
+@pytest.mark.parametrize('form', PUBLISHED, ids=['running', 'start'])
+def test_published_form_equals_its_loop(name, form):
+    assert_equals_reference(build(PublishedNeuralMemory, inner_model=name, **form), name)
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_mask_equals_removing_the_tokens(form):
+    mask = torch.ones(BATCH, 1, HEIGHT_, WIDTH_)
+    mask[0, :, :, 4:] = 0
+    mask[1, :, 3:] = 0
+    assert_equals_reference(build(**form), 'linear', mask)
+    assert_equals_reference(build(PublishedNeuralMemory, chunk_size=11), 'linear', mask)
+
+
+def test_masked_pixels_do_not_reach_the_others():
+    memory, x, mask = build(), image(), torch.ones(BATCH, 1, HEIGHT_, WIDTH_)
+    mask[:, :, :, 5:] = 0
+    changed = x.clone()
+    changed[:, :, :, 5:] += 3
+    before, after = memory(x, mask), memory(changed, mask)
+    torch.testing.assert_close(after[..., :5], before[..., :5], rtol=0, atol=0)
+    assert (memory(changed) - memory(x))[..., :5].abs().max() > 1e-3
+
+
+def test_a_chunk_of_padding_writes_nothing():
+    memory, x = build(chunk_size=WIDTH_), image()  # one chunk per row
+    mask = torch.ones(BATCH, 1, HEIGHT_, WIDTH_)
+    mask[:, :, -1] = 0
+    torch.testing.assert_close(
+        memory(x, mask)[:, :, :-1], memory(x[:, :, :-1]), rtol=0, atol=1e-12
+    )
+
+
+def test_permuting_tokens_permutes_the_read():
+    memory, x = build(), image()
+    order = torch.randperm(HEIGHT_ * WIDTH_, generator=torch.Generator().manual_seed(0))
+
+    def permute(maps):
+        return maps.flatten(2)[:, :, order].unflatten(2, (HEIGHT_, WIDTH_))
+
+    torch.testing.assert_close(memory(permute(x)), permute(memory(x)), rtol=0, atol=1e-12)
+
+
+def test_images_do_not_see_their_batch_mates():
+    memory, x = build(), image()
+    torch.testing.assert_close(memory(x)[:1], memory(x[:1]), rtol=0, atol=1e-12)
+
+
+def test_start_is_neutral_also_after_the_backbone_initialised():
+    for memory in (NeuralMemory(DIM), PublishedNeuralMemory(DIM)):
+        assert memory(image().float()).abs().max() == 0
+        torch.nn.init.ones_(memory.expand.weight)
+        memory.init_weights()
+        assert memory(image().float()).abs().max() == 0
+
+
+def test_published_rates_start_small():
+    """theta = sigmoid(-4) = 0.018, eta = 1/2, alpha = 0.018 for tokens of zero."""
+    memory = PublishedNeuralMemory(DIM, memory_dim=6, num_heads=3, step=0.5)
+    tokens = torch.zeros(2, 5, 7, 6)
+    rule = memory.write_rule(tokens, torch.ones(2, 5, 7))
+    assert rule.weights.shape == (2, 3, 5, 7) and (rule.weights == 1).all()
+    for rate, value in ((rule.step, 0.5 * 0.0179862), (rule.momentum, 0.5), (rule.decay, 0.0179862)):
+        torch.testing.assert_close(rate, torch.full((2, 3, 5), value), rtol=0, atol=1e-7)
+
+
+def test_inner_step_stays_in_float32_under_autocast():
+    memory = NeuralMemory(DIM, memory_dim=6, num_heads=3)
+    torch.nn.init.normal_(memory.expand.weight)
+    seen = []
+    inner = memory.inner
+
+    def spy(weights, keys, values, w):
+        seen.append({t.dtype for t in (*weights, keys, values, w)})
+        return inner.gradient(weights, keys, values, w)
+
+    memory.inner = inner._replace(gradient=spy)
+    x = image().float()
+    with torch.autocast('cpu', torch.bfloat16):
+        out = memory(x)
+    assert seen == [{torch.float32}]
+    # bfloat16 has 8 bits: the outer maps lose that much and the inner sum no more.
+    torch.testing.assert_close(out.float(), memory(x), rtol=0.05, atol=0.02 * out.abs().max().item())
+
+
+def corner_response(**cfg) -> float:
+    """How much the bottom-right corner of a ConvNeur changes when the top-left corner does."""
+    torch.manual_seed(0)
+    arch = dict(channels=(8, 16), depths=(1, 1), kernel_size=3)
+    net = ConvNeur(arch, out_indices=(0, 1), **cfg).double().eval()
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    x = torch.randn(1, 3, 131, 127, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, :, :11, :11] += 1
+    return max((a - b)[..., -3:, -3:].abs().max().item() for a, b in zip(net(x), net(changed)))
+
+
+def test_one_corner_reaches_the_opposite_one_through_the_memory_only():
+    assert corner_response(global_mixer=None) == 0
+    for inner_model in INNER_MODELS:
+        cfg = dict(type='NeuralMemory', inner_model=inner_model)
+        assert corner_response(global_mixer=cfg) > 1e-6  # float64 noise is 1e-15
+    # Written after everybody has read: with one chunk nothing crosses the image.
+    assert corner_response(global_mixer=dict(type='NeuralMemory', read='before')) == 0
+
+
+@pytest.mark.parametrize(
+    'cfg, problem',
+    [
+        (dict(inner_model='cubic'), 'linear, two_layer, gated'),
+        (dict(read='during'), 'after, before'),
+        (dict(gradient='later'), 'running, start'),
+        (dict(memory_dim=10, num_heads=4), 'num_heads=4 must divide memory_dim=10'),
+        (dict(num_heads=0), 'num_heads=0'),
+        (dict(chunk_size=0), 'chunk_size=0 must be positive'),
+        (dict(chunk_size=-3), 'chunk_size=-3 must be positive'),
+    ],
+)
+def test_bad_settings_are_named(cfg, problem):
+    with pytest.raises(UsageError, match=problem) as error:
+        NeuralMemory(16, **cfg)
+    assert '\n' not in str(error.value)

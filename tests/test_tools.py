@@ -1,0 +1,364 @@
+"""The command-line tools, run as their users run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+from steps import CONFIGS, ROOT
+
+from mmconvneur.checkpoints import AtomicBackend, latest_checkpoint
+from mmconvneur.cli import load_config
+
+TOOLS = ROOT / 'tools'
+DETECTION, SEGMENTATION = 'mask_rcnn_convneur_m1_sample', 'upernet_convneur_m1_sample'
+# A run that is the same every time: no dropout, no random flips.
+REPEATABLE = """
+_base_ = {base!r}
+model = dict(
+    backbone=dict(arch=dict(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1))),
+    decode_head=dict(in_channels=[8, 16, 24, 32], channels=8, dropout_ratio=0.0),
+    auxiliary_head=dict(in_channels=24, channels=8, dropout_ratio=0.0),
+)
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='PackSegInputs'),
+]
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
+randomness = dict(seed=7)
+"""
+EPOCHS = """
+train_dataloader = dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
+train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=4, val_interval=4)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=7),
+    dict(type='MultiStepLR', by_epoch=True, milestones=[2, 3], gamma=0.1),
+]
+log_processor = dict(by_epoch=True)
+default_hooks = dict(
+    logger=dict(interval=1, log_metric_by_epoch=True),
+    checkpoint=dict(by_epoch=True, interval=1),
+)
+"""
+ITERATIONS = """
+train_cfg = dict(max_iters=48, val_interval=48)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=7),
+    dict(type='PolyLR', power=1.0, by_epoch=False, begin=7, end=48),
+]
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=10))
+"""
+
+
+def command(tool: str, *args: object) -> list[str]:
+    return [sys.executable, str(TOOLS / f'{tool}.py'), *map(str, args)]
+
+
+def run(cwd: Path, tool: str, *args: object) -> str:
+    """What a tool prints; it has to succeed."""
+    done = subprocess.run(command(tool, *args), cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def scalars(work_dir: Path, key: str) -> list[dict]:
+    """The logged lines that hold a value, of all runs in a work folder, in order."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [line for line in lines if key in line]
+
+
+# ------------------------------------------------------------------------------ train, test, browse
+@pytest.mark.slow
+def test_detection_from_training_to_pictures(sample_dir, tmp_path):
+    run(
+        *(sample_dir, 'train', DETECTION, '--work-dir', tmp_path, '--tensorboard', '--cfg-options'),
+        *('train_cfg.max_epochs=1', 'model.test_cfg.rcnn.score_thr=0.0'),
+    )
+    assert list(tmp_path.glob('*/vis_data/events.out.tfevents.*'))
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint.name == 'epoch_1.pth'
+    (trained,) = scalars(tmp_path, 'coco/bbox_mAP')
+
+    out, shown, tested, augmented = (tmp_path / name for name in ('out.pkl', 'shown', 't', 'tta'))
+    common = ('--cfg-options', 'model.test_cfg.rcnn.score_thr=0.0')
+    run(
+        *(sample_dir, 'test', DETECTION, checkpoint, '--work-dir', tested, '--out', out),
+        *('--show-dir', shown, *common),
+    )
+    (line,) = (json.loads(file.read_text()) for file in tested.glob('*/*.json'))
+    assert {key: line[key] for key in trained if key.startswith('coco/')} == {
+        key: trained[key] for key in trained if key.startswith('coco/')
+    }
+    with out.open('rb') as file:
+        results = pickle.load(file)
+    assert [Path(result['img_path']).name for result in results] == [
+        f'{i:06}.png' for i in range(6)
+    ]
+    assert {mask['size'] == [96, 96] for r in results for mask in r['pred_instances']['masks']} == {
+        True
+    }
+    assert sorted(path.name for path in shown.iterdir()) == [f'{i:06}.png' for i in range(6)]
+
+    run(sample_dir, 'test', DETECTION, checkpoint, '--work-dir', augmented, '--tta', *common)
+    (line,) = (json.loads(file.read_text()) for file in augmented.glob('*/*.json'))
+    assert 0 <= line['coco/segm_mAP'] <= 1
+
+
+@pytest.mark.slow
+def test_segmentation_from_training_to_pictures(sample_dir, tmp_path):
+    run(
+        *(sample_dir, 'train', SEGMENTATION, '--work-dir', tmp_path, '--cfg-options'),
+        *('train_cfg.max_iters=6', 'train_cfg.val_interval=6', 'param_scheduler=None'),
+    )
+    checkpoint = latest_checkpoint(tmp_path)
+    assert checkpoint.name == 'iter_6.pth'
+    (trained,) = scalars(tmp_path, 'mIoU')
+
+    out, shown, tested, augmented = (tmp_path / name for name in ('out', 'shown', 't', 'tta'))
+    run(
+        *(sample_dir, 'test', SEGMENTATION, checkpoint, '--work-dir', tested, '--out', out),
+        *('--show-dir', shown),
+    )
+    (line,) = (json.loads(file.read_text()) for file in tested.glob('*/*.json'))
+    assert {key: line[key] for key in ('aAcc', 'mIoU', 'mAcc')} == {
+        key: trained[key] for key in ('aAcc', 'mIoU', 'mAcc')
+    }
+    # The label maps alone give the same accuracy: 0 is ignored, classes count from 1.
+    hits = total = 0
+    for i in range(6):
+        predicted = np.asarray(Image.open(out / f'{i:06}.png'))
+        truth = np.asarray(Image.open(sample_dir / f'data/sample/semantic/val/{i:06}.png'))
+        hits += ((predicted == truth) & (truth > 0)).sum()
+        total += (truth > 0).sum()
+    assert line['aAcc'] == pytest.approx(100 * hits / total, abs=0.01)
+    pictures = sorted(shown.glob('*.png'))
+    assert len(pictures) == 6
+    assert Image.open(pictures[0]).size == (192, 96)  # ground truth beside prediction
+
+    run(sample_dir, 'test', SEGMENTATION, checkpoint, '--work-dir', augmented, '--tta')
+    (line,) = (json.loads(file.read_text()) for file in augmented.glob('*/*.json'))
+    assert line['mIoU'] == pytest.approx(trained['mIoU'], abs=15)
+
+
+@pytest.mark.parametrize('config', [DETECTION, SEGMENTATION])
+def test_browse_draws_the_training_images(config, sample_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(sample_dir)
+    argv = ['browse_dataset.py', config, '--out-dir', str(tmp_path), '-n', '3']
+    argv += ['--cfg-options', 'train_dataloader.dataset.pipeline.2.prob=0.0']
+    monkeypatch.setattr(sys, 'argv', argv)
+    runpy.run_path(str(TOOLS / 'browse_dataset.py'), run_name='__main__')
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f'{i:04}_{i:06}.png' for i in range(3)
+    ]
+    drawn = np.asarray(Image.open(tmp_path / '0000_000000.png').convert('RGB')).astype(int)
+    image = np.asarray(Image.open(sample_dir / 'data/sample/images/train/000000.png').convert('RGB'))
+    changed = (np.abs(drawn - image) > 2).any(-1).mean()
+    assert 0 < changed
+    if config == DETECTION:
+        assert changed < 0.9  # the background stays as it is: colours are not swapped
+
+
+# --------------------------------------------------------------------------------- bad input
+def failing(monkeypatch, capsys, tool: str, *args: object) -> str:
+    """The message of a tool that stops with exit status 1 and one line."""
+    monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith('error: ')
+    return line
+
+
+@pytest.mark.parametrize(
+    ('tool', 'args', 'parts'),
+    [
+        ('train', ['configs/nothing.py'], ['configs/nothing.py does not exist', SEGMENTATION]),
+        ('train', [DETECTION, '--cfg-options', 'oops'], ['--cfg-options', 'key=value']),
+        ('train', [DETECTION, '--resume', 'no.pth'], ['no.pth does not exist']),
+        ('train', [DETECTION, '--cfg-options', 'load_from=no.pth'], ['no.pth does not exist']),
+        ('test', [DETECTION, 'no.pth'], ['no.pth does not exist']),
+        ('test', [DETECTION, CONFIGS, '--out', 'x.json'], [f'{CONFIGS} does not exist']),
+        ('train', ['mask_rcnn_convneur_t_coco'], ['data/coco/', 'make_sample_data.py']),
+        ('train', ['upernet_convneur_t_ade20k'], ['data/ade/', 'make_sample_data.py']),
+        (
+            'train',
+            [DETECTION, '--cfg-options', 'model.roi_head.type=mmseg.UPerHead'],
+            ['model.roi_head is mmseg.UPerHead', 'segmentation', 'detection'],
+        ),
+        (
+            'train',
+            [DETECTION, '--cfg-options', 'model.type=EncoderDecoder'],
+            ['model is EncoderDecoder', 'segmentation', 'detection'],
+        ),
+        (
+            'train',
+            [SEGMENTATION, '--cfg-options', 'default_scope=mmdet'],
+            ['model is EncoderDecoder', "default_scope='mmdet'"],
+        ),
+        (
+            'test',
+            [SEGMENTATION, 'x.pth', '--cfg-options', 'test_evaluator.type=CocoMetric'],
+            ['test_evaluator is CocoMetric', 'detection', 'segmentation'],
+        ),
+        (
+            'browse_dataset',
+            [
+                *(DETECTION, '--out-dir', 'x', '--cfg-options'),
+                'train_dataloader.dataset.type=ADE20KDataset',
+            ],
+            ['train_dataset is ADE20KDataset', 'segmentation'],
+        ),
+        ('train', [DETECTION, '--cfg-options', 'default_scope=x'], ["'x'", "'mmdet' or 'mmseg'"]),
+        (
+            'train',
+            [DETECTION, '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'],
+            ['auto_scale_lr.base_batch_size'],
+        ),
+        ('train', [DETECTION, '--launcher', 'pytorch'], ['torchrun']),
+        (
+            'train',
+            [DETECTION, '--cfg-options', 'model.backbone.arch=m9'],
+            ["unknown arch 'm9'", 'm1, m2, m3, m4, t, s, b'],
+        ),
+        (
+            'train',
+            [DETECTION, '--cfg-options', 'model.backbone.type=mmconvneur.ConvNuer'],
+            ['mmconvneur.ConvNuer is not in the'],
+        ),
+    ],
+)
+def test_bad_input_is_one_line(tool, args, parts, sample_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(sample_dir)
+    if tool == 'train':
+        args = [args[0], '--work-dir', tmp_path, *args[1:]]
+    message = failing(monkeypatch, capsys, tool, *args)
+    for part in parts:
+        assert part in message, message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU for --amp')
+def test_amp_without_a_gpu(sample_dir, monkeypatch, capsys):
+    monkeypatch.chdir(sample_dir)
+    assert 'needs a GPU' in failing(monkeypatch, capsys, 'train', DETECTION, '--amp')
+
+
+def test_out_for_detection_is_a_pickle(sample_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(sample_dir)
+    checkpoint = tmp_path / 'x.pth'
+    checkpoint.touch()
+    message = failing(monkeypatch, capsys, 'test', DETECTION, checkpoint, '--out', 'x.json')
+    assert '.pkl' in message
+
+
+def test_unknown_errors_keep_their_traceback(sample_dir, monkeypatch):
+    monkeypatch.chdir(sample_dir)
+    argv = ['train.py', DETECTION, '--cfg-options', 'train_dataloader.batch_size=no']
+    monkeypatch.setattr(sys, 'argv', argv)
+    with pytest.raises(Exception) as raised:  # noqa: B017, PT011
+        runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
+    assert not isinstance(raised.value, SystemExit)
+
+
+# ------------------------------------------------------------------------------------ interruptions
+@pytest.fixture(scope='module', params=['epochs', 'iterations'])
+def uninterrupted(request, sample_dir, tmp_path_factory) -> tuple[Path, Path]:
+    """A config and the work folder of its complete training, 48 iterations."""
+    folder = tmp_path_factory.mktemp(request.param)
+    config = folder / 'repeatable.py'
+    rest = EPOCHS if request.param == 'epochs' else ITERATIONS
+    text = REPEATABLE.format(base=str(CONFIGS / f'{SEGMENTATION}.py'))
+    merged = folder / 'common.py'
+    merged.write_text(text)
+    config.write_text("_base_ = 'common.py'\n" + rest)
+    run(sample_dir, 'train', config, '--work-dir', folder / 'whole')
+    return config, folder / 'whole'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_resumes_what_was_killed(number, uninterrupted, sample_dir, tmp_path):
+    config, whole = uninterrupted
+    train = ('train', config, '--work-dir', tmp_path)
+    process = subprocess.Popen(
+        command(*train), cwd=sample_dir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    # The 15th iteration is in the middle of the second epoch of 12.
+    marker = '[2][ 3/12]' if 'epochs' in str(config) else '[15/48]'
+    for line in process.stdout:
+        if marker in line:
+            process.send_signal(number)
+    status = process.wait()
+    assert status == (-number if number == signal.SIGKILL else 128 + number)
+
+    left = latest_checkpoint(tmp_path)
+    state = torch.load(left, weights_only=False)
+    if number == signal.SIGKILL:
+        assert left.name in ('epoch_1.pth', 'iter_10.pth')
+    else:
+        assert left.name == 'resume.pth'
+        assert 15 <= state['meta']['iter'] < 24
+    logged = {line['step']: line for line in scalars(whole, 'lr')}
+    rates = {scheduler['_last_lr'][0] for scheduler in state['param_schedulers']}
+    iteration = state['meta']['iter']
+    assert rates == {pytest.approx(logged_lr(logged, iteration + 1))}
+
+    run(sample_dir, *train, '--resume')
+    resumed = {line['step']: line for line in scalars(tmp_path, 'lr')}
+    assert sorted(resumed) == sorted(logged) == list(range(1, 49))
+    for step, line in logged.items():
+        assert resumed[step]['lr'] == line['lr'], step
+    ends = [torch.load(latest_checkpoint(folder), weights_only=False) for folder in (whole, tmp_path)]
+    assert ends[0]['meta']['iter'] == ends[1]['meta']['iter'] == 48
+    for part in ('state_dict', 'optimizer', 'param_schedulers'):
+        torch.testing.assert_close(ends[1][part], ends[0][part], rtol=0, atol=0)
+
+
+def logged_lr(logged: dict[int, dict], iteration: int) -> float:
+    return logged[iteration]['lr']
+
+
+def test_half_a_file_never_has_the_final_name(tmp_path, monkeypatch):
+    path, backend = tmp_path / 'epoch_1.pth', AtomicBackend()
+    backend.put(b'whole', path)
+
+    def disk_full(descriptor):
+        raise OSError('disk full')
+
+    monkeypatch.setattr(os, 'fsync', disk_full)
+    with pytest.raises(OSError, match='disk full'):
+        backend.put(b'other', path)
+    assert path.read_bytes() == b'whole'
+    assert latest_checkpoint(tmp_path) == path
+
+
+def test_latest_checkpoint_is_the_newest_complete_one(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    for age, name in enumerate(
+        ['best_mIoU.pth', 'epoch_3.pth.partial', 'resume.pth', 'epoch_2.pth', 'epoch_10.pth']
+    ):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (1000 - age, 1000 - age))
+    assert latest_checkpoint(tmp_path).name == 'resume.pth'
+    os.utime(tmp_path / 'epoch_10.pth', (2000, 2000))
+    assert latest_checkpoint(tmp_path).name == 'epoch_10.pth'
+
+
+def test_shipped_configs_are_found_by_name():
+    import argparse
+
+    args = argparse.Namespace(config=DETECTION, cfg_options={})
+    assert load_config(args).filename == Config.fromfile(CONFIGS / f'{DETECTION}.py').filename

@@ -1,0 +1,55 @@
+"""Draws what training feeds the model: python tools/browse_dataset.py CONFIG --out-dir DIR"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
+from mmengine.structures import BaseDataElement
+from tqdm import trange
+
+from mmconvneur.cli import check_data, config_parser, load_config, one_line_errors, parse
+
+
+@one_line_errors
+def main() -> None:
+    parser = config_parser(__doc__.split(':')[0])
+    parser.add_argument('--out-dir', required=True, help='folder for the pictures')
+    parser.add_argument('-n', '--number', type=int, default=20, help='how many images to draw')
+    args = parse(parser)
+    cfg = load_config(args)
+    check_data(cfg, 'train')
+    draw(cfg, Path(args.out_dir), args.number)
+
+
+def draw(cfg: Config, out_dir: Path, number: int) -> None:
+    """Write ``number`` training images with their boxes and masks, or with their label maps."""
+    init_default_scope(cfg.default_scope)
+    dataset = DATASETS.build(cfg.train_dataloader.dataset)
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
+    visualizer.dataset_meta = dataset.metainfo
+    for index in trange(min(number, len(dataset)), disable=None):
+        item = dataset[index]
+        image = item['inputs'].flip(0).permute(1, 2, 0).numpy()  # BGR (3, H, W) -> RGB (H, W, 3)
+        sample = item['data_samples']
+        name = f'{index:04}_{Path(sample.img_path).stem}.png'
+        visualizer.add_datasample(
+            name, image, drawable(sample), draw_pred=False, out_file=str(out_dir / name)
+        )
+    print(f'{out_dir}: {min(number, len(dataset))} pictures')
+
+
+def drawable(sample: BaseDataElement) -> BaseDataElement:
+    """mmdet's visualizer takes plain tensors and arrays, its pipeline makes classes of them."""
+    instances = sample.get('gt_instances')
+    if instances is not None:
+        if hasattr(instances.bboxes, 'tensor'):
+            instances.bboxes = instances.bboxes.tensor
+        if 'masks' in instances:
+            instances.masks = instances.masks.to_ndarray().astype(bool)
+    return sample
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,37 @@
+"""Makes a sample data set: python tools/make_sample_data.py --task sample
+
+It ends up in data/<task>: images/, semantic/, annotations/instances_{train,val}.json (COCO).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rich.progress import track
+
+from mmconvneur.errors import UsageError
+from mmconvneur.sample_data import TASKS, make_dataset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--task', default='sample', help=' | '.join(TASKS))
+    parser.add_argument('--root', help='directory to write, data/<task> by default')
+    parser.add_argument('--num-train', type=int, metavar='N')
+    parser.add_argument('--num-val', type=int, metavar='N')
+    parser.add_argument('--size', type=int, help='side of the pictures in pixels')
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args()
+    root = args.root or f'data/{args.task}'
+    try:
+        made = make_dataset(
+            args.task, root, args.num_train, args.num_val, args.size, args.seed, progress=track
+        )
+    except UsageError as error:
+        sys.exit(f'error: {error}')
+    print(f'{root} is made' if made else f'{root} is there already')
+
+
+if __name__ == '__main__':
+    main()

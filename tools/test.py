@@ -1,0 +1,107 @@
+"""Evaluates a checkpoint: python tools/test.py configs/mask_rcnn_convneur_t_coco.py CHECKPOINT"""
+
+from __future__ import annotations
+
+import os
+from copy import deepcopy
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+
+from mmconvneur.cli import (
+    build_runner,
+    check_checkpoint,
+    check_data,
+    common_parser,
+    load_config,
+    one_line_errors,
+    parse,
+    set_work_dir,
+)
+from mmconvneur.errors import UsageError
+from mmconvneur.hooks import ProgressBarHook
+
+
+@one_line_errors
+def main() -> None:
+    parser = common_parser(__doc__.split(':')[0])
+    parser.add_argument('checkpoint')
+    parser.add_argument(
+        '--out', help='keep the predictions: a .pkl file (detection) or a folder (segmentation)'
+    )
+    parser.add_argument('--show-dir', help='folder for pictures: ground truth beside predictions')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation')
+    args = parse(parser)
+    cfg = load_config(args)
+    set_work_dir(cfg, args)
+    check_data(cfg, 'test')
+    check_checkpoint(args.checkpoint)
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    detection = cfg.default_scope == 'mmdet'
+    if args.out and detection and not args.out.endswith(('.pkl', '.pickle')):
+        raise UsageError(f'--out {args.out}: for detection give the name of a .pkl file')
+    if args.show_dir:
+        show(cfg, args.show_dir)
+    if args.tta:
+        augment(cfg)
+    if args.out and not detection:
+        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    runner = build_runner(cfg, args, [ProgressBarHook()])
+    if args.out and detection:
+        test_and_dump(runner, Path(args.out))
+    else:
+        runner.test()
+
+
+def show(cfg: Config, folder: str) -> None:
+    """Switch on the drawing hook of mmdet or mmseg."""
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise UsageError(
+            '--show-dir needs default_hooks.visualization in the config, e.g. '
+            "dict(type='DetVisualizationHook') or dict(type='SegVisualizationHook')"
+        )
+    hook.draw = True
+    if cfg.default_scope == 'mmdet':
+        hook.test_out_dir = os.path.abspath(folder)  # a relative one would go under the work folder
+    else:
+        # mmseg's hook leaves the files to the backend, which appends a folder of its own.
+        cfg.visualizer.save_dir = folder
+        cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir='..')]
+
+
+def augment(cfg: Config) -> None:
+    """Wrap the model for test-time augmentation: as the config says, else a horizontal flip."""
+    detection = cfg.default_scope == 'mmdet'
+    if 'tta_model' not in cfg:
+        if detection:
+            import mmconvneur.tta  # noqa: F401  registers InstanceTTAModel; needs mmdet
+
+            nms = dict(type='nms', iou_threshold=0.5)
+            cfg.tta_model = dict(type='InstanceTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
+        else:
+            cfg.tta_model = dict(type='SegTTAModel')
+    dataset = cfg.test_dataloader.dataset
+    if 'tta_pipeline' not in cfg:
+        *steps, pack = deepcopy(dataset.pipeline)
+        pack.pop('meta_keys', None)  # the defaults hold the flip
+        flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+        cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def test_and_dump(runner: Runner, out: Path) -> None:
+    """Evaluate, and keep the detections with run-length encoded masks."""
+    from mmdet.evaluation import DumpDetResults
+
+    partial = out.with_suffix('.partial.pkl')
+    runner.test_evaluator.metrics.append(DumpDetResults(str(partial)))
+    runner.test()
+    if runner.rank == 0:
+        os.replace(partial, out)
+
+
+if __name__ == '__main__':
+    main()
