@@ -1,7 +1,15 @@
 """ConvNeur: a dense-prediction backbone for OpenMMLab."""
 
 from .errors import UsageError
-from .models import ConvNeur
 
 __version__ = '0.1.0'
 __all__ = ['ConvNeur', 'UsageError']
+
+
+def __getattr__(name: str) -> object:
+    # On demand: mmconvneur.environment has to import where torch or MMEngine do not.
+    if name == 'ConvNeur':
+        from .models import ConvNeur
+
+        return ConvNeur
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.hooks import Hook
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import DATASETS, METRICS, MODELS, RUNNERS, Registry
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.registry import DATASETS, METRICS, MODEL_WRAPPERS, MODELS, RUNNERS, Registry
 from mmengine.runner import Runner
 
 from .environment import check_environment
@@ -222,28 +222,26 @@ def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Runner:
-    """MMEngine's runner for a config, on GPUs where there are any."""
+    """MMEngine's runner for a config, with more hooks, on GPUs where there are any."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     if args.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise UsageError('--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/...')
     cfg.launcher = args.launcher
-    if not torch.cuda.is_available():
-        run_on_cpu(cfg)
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        torch.distributed.init_process_group('gloo')  # MMEngine's launcher asks for GPUs
+        cfg.model_wrapper_cfg = dict(
+            type=CPUDistributedDataParallel.__name__,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if not torch.cuda.is_available():
-        runner.model = revert_sync_batchnorm(runner.model)
     for hook in hooks:
         runner.register_hook(hook)
     return runner
 
 
-def run_on_cpu(cfg: Config) -> None:
-    """Distributed runs without GPUs: gloo, and DDP without device ids."""
-    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
-    if cfg.launcher != 'none':
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel',
-            device_ids=None,
-            broadcast_buffers=False,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
-        )
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """MMEngine's DDP for a model on the CPU, where there is no SyncBN and no device id."""
+
+    def __init__(self, module: torch.nn.Module, device_ids: list[int], **kwargs) -> None:
+        super().__init__(revert_sync_batchnorm(module), broadcast_buffers=False, **kwargs)

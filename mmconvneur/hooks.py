@@ -8,6 +8,8 @@ import signal
 import sys
 from contextlib import ExitStack
 
+import torch
+from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from tqdm import tqdm
@@ -17,21 +19,23 @@ from .checkpoints import ATOMIC, RESUME_FILE
 from .loops import EPOCH_POSITION
 from .registry import HOOKS
 
+AGREE_EVERY = 10  # iterations: agreeing makes a GPU wait for its queue
+
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
     """Keeps ``resume.pth`` in the work folder: every ``interval`` iterations, and on a signal.
 
     Ctrl-C (SIGINT) or SIGTERM ends the run after the current iteration, with exit status 128 + the
-    signal's number; a second one ends it at once. After SIGKILL at most ``interval`` iterations are
-    lost.
+    signal's number; a second one ends it at once. Several processes stop together, at the next
+    multiple of 10 iterations. After SIGKILL at most ``interval`` iterations are lost.
     """
 
     priority = 'LOWEST'  # after the schedulers and MMEngine's own checkpoint
 
     def __init__(self, interval: int = 1000) -> None:
         self.interval = interval
-        self._received: int | None = None
+        self._received = 0
 
     def before_train(self, runner: Runner) -> None:
         self._pid = os.getpid()
@@ -41,15 +45,29 @@ class ResumeHook(Hook):
         }
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **kwargs) -> None:
-        if self._received or self.every_n_train_iters(runner, self.interval):
+        number = self._agreed_signal(runner)
+        if number or self.every_n_train_iters(runner, self.interval):
             self._save(runner, runner.iter + 1, batch_idx + 1)
+        if number:
+            self._stop(number)
 
     def after_val_iter(self, runner: Runner, **kwargs) -> None:
-        if self._received:
+        if self._received and runner.world_size == 1:
             self._save(runner, runner.iter, 0)
+            self._stop(self._received)
 
     def after_train(self, runner: Runner) -> None:
         self._restore_handlers()
+
+    def _agreed_signal(self, runner: Runner) -> int:
+        """The signal to stop for, the same in all processes: one alone would leave them hanging."""
+        if runner.world_size == 1:
+            return self._received
+        if not self.every_n_train_iters(runner, AGREE_EVERY):
+            return 0
+        number = torch.tensor(self._received)
+        all_reduce(number, 'max')
+        return number.item()
 
     def _note(self, number: int, frame: object) -> None:
         # Loader workers inherit this handler, and go on until the main process ends them.
@@ -74,11 +92,10 @@ class ResumeHook(Hook):
             by_epoch=False,
             backend_args=ATOMIC,
         )
-        if self._received:
-            runner.logger.warning(
-                f'Stopped at iteration {iteration}: continue with the same command and --resume.'
-            )
-            raise SystemExit(128 + self._received)
+
+    def _stop(self, number: int) -> None:
+        self._logger.warning('Stopped: continue with the same command and --resume.')
+        raise SystemExit(128 + number)
 
 
 @HOOKS.register_module()

@@ -23,7 +23,7 @@ class Segmentor(nn.Module):
         arch = dict(channels=(16, 24), depths=(2, 1))
         self.backbone = ConvNeur(arch=arch, out_indices=(0, 1))
         self.head = nn.ModuleList([nn.Linear(16, 1), nn.Linear(24, 1)])
-        for name, parameter in self.named_parameters():
+        for parameter in self.parameters():
             if parameter.ndim > 1:  # the zero-initialised layers too
                 nn.init.normal_(parameter, std=0.2)
         self.double()

@@ -74,8 +74,12 @@ def test_one_step(name, sample_dir):
         cfg.model.data_preprocessor.pop('batch_augments', None)  # pads to 1024 pixels
     model = build(cfg)
     wake_memory(model.backbone)
+    # RetinaNet's neck takes four maps and leaves out the first.
+    unused = {f'norm{i}' for i in range(cfg.model.get('neck', {}).get('start_level', 0))}
     losses = train_step(model, sample_batch(cfg.default_scope, sample_dir, 'train'))
     assert losses and all(0 <= loss < 1000 for loss in losses.values()), losses
     for key, parameter in model.backbone.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
-        assert parameter.grad.abs().sum() > 0, key
+        if key.split('.')[0] in unused:
+            assert parameter.grad is None, key
+        else:
+            assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, key

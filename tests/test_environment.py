@@ -9,6 +9,7 @@ import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
+import packaging
 import pytest
 
 from mmconvneur.environment import PROVIDERS, examine, inspect
@@ -238,13 +239,17 @@ except UsageError as error:
 """
 
 
+def run_in(site: Path) -> subprocess.CompletedProcess:
+    """Check the environment with a folder in place of this interpreter's site-packages."""
+    (site / 'packaging').symlink_to(Path(packaging.__file__).parent)
+    return run('-S', '-c', CHECK, PYTHONPATH=str(site))
+
+
 def test_ops_that_do_not_load_are_told(tmp_path):
     """Files are in place, so only loading them shows that they are no good."""
-    install_all(tmp_path, ONEDL[1:])
-    install(tmp_path, 'torch')
+    install_all(tmp_path)
     (tmp_path / 'mmcv' / EXT).write_text('built for another PyTorch')
-    # -S: none of the site-packages of this environment, only the folder made here.
-    done = run('-S', '-c', CHECK, PYTHONPATH=str(tmp_path))
+    done = run_in(tmp_path)
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 1
@@ -265,8 +270,6 @@ def test_untested_versions_are_warned_about_once_they_load(tmp_path):
     # Python takes a plain module for mmcv._ext as well, which stands in for a build that loads.
     (tmp_path / 'mmcv' / '_ext').mkdir()
     (tmp_path / 'mmcv' / '_ext' / '__init__.py').touch()
-    packaging = Path(__import__('packaging').__file__).parent
-    (tmp_path / 'packaging').symlink_to(packaging)
-    done = run('-S', '-c', CHECK, PYTHONPATH=str(tmp_path))
+    done = run_in(tmp_path)
     assert done.returncode == 0
     assert 'torch 2.14.0 is untested here; tested is torch >=2.4,<2.14' in done.stderr

@@ -159,7 +159,7 @@ def test_one_corner_reaches_the_opposite_one_through_the_memory_only():
     assert corner_response(global_mixer=None) == 0
     for inner_model in INNER_MODELS:
         cfg = dict(type='NeuralMemory', inner_model=inner_model)
-        assert corner_response(global_mixer=cfg) > 1e-6  # float64 noise is 1e-15
+        assert corner_response(global_mixer=cfg) > 1e-9  # float64 noise: 1e-15
     # Written after everybody has read: with one chunk nothing crosses the image.
     assert corner_response(global_mixer=dict(type='NeuralMemory', read='before')) == 0
 

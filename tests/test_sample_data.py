@@ -196,7 +196,7 @@ def test_things_keep_their_distance(datasets, task):
             columns, rows = np.arange(left, left + width), np.arange(top, top + height)
             across = np.abs(x[:, None] - columns).min(1)
             down = np.abs(y[:, None] - rows).min(1)
-            assert np.maximum(across, down).min() >= 36
+            assert np.maximum(across, down).min() >= 33
 
 
 def test_far_from_corners_by_brute_force():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -9,25 +10,30 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from PIL import Image
 from steps import CONFIGS, ROOT
 
 from mmconvneur.checkpoints import AtomicBackend, latest_checkpoint
-from mmconvneur.cli import load_config
+from mmconvneur.cli import find_config
 
 TOOLS = ROOT / 'tools'
+ONE_THREAD = dict(os.environ, OMP_NUM_THREADS='1')  # sums in one order
 DETECTION, SEGMENTATION = 'mask_rcnn_convneur_m1_sample', 'upernet_convneur_m1_sample'
 # A run that is the same every time: no dropout, no random flips.
 REPEATABLE = """
 _base_ = {base!r}
 model = dict(
-    backbone=dict(arch=dict(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1))),
+    backbone=dict(
+        _delete_=True,
+        type='mmconvneur.ConvNeur',
+        arch=dict(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1)),
+    ),
     decode_head=dict(in_channels=[8, 16, 24, 32], channels=8, dropout_ratio=0.0),
     auxiliary_head=dict(in_channels=24, channels=8, dropout_ratio=0.0),
 )
@@ -39,7 +45,8 @@ train_pipeline = [
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 randomness = dict(seed=7)
 """
-EPOCHS = """
+LOOPS = dict(
+    epochs="""
 train_dataloader = dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
 train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=4, val_interval=4)
 param_scheduler = [
@@ -51,15 +58,16 @@ default_hooks = dict(
     logger=dict(interval=1, log_metric_by_epoch=True),
     checkpoint=dict(by_epoch=True, interval=1),
 )
-"""
-ITERATIONS = """
+""",
+    iterations="""
 train_cfg = dict(max_iters=48, val_interval=48)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=7),
     dict(type='PolyLR', power=1.0, by_epoch=False, begin=7, end=48),
 ]
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=10))
-"""
+""",
+)
 
 
 def command(tool: str, *args: object) -> list[str]:
@@ -68,7 +76,9 @@ def command(tool: str, *args: object) -> list[str]:
 
 def run(cwd: Path, tool: str, *args: object) -> str:
     """What a tool prints; it has to succeed."""
-    done = subprocess.run(command(tool, *args), cwd=cwd, capture_output=True, text=True)
+    done = subprocess.run(
+        command(tool, *args), cwd=cwd, env=ONE_THREAD, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -164,7 +174,9 @@ def test_browse_draws_the_training_images(config, sample_dir, tmp_path, monkeypa
         f'{i:04}_{i:06}.png' for i in range(3)
     ]
     drawn = np.asarray(Image.open(tmp_path / '0000_000000.png').convert('RGB')).astype(int)
-    image = np.asarray(Image.open(sample_dir / 'data/sample/images/train/000000.png').convert('RGB'))
+    image = np.asarray(
+        Image.open(sample_dir / 'data/sample/images/train/000000.png').convert('RGB')
+    )
     changed = (np.abs(drawn - image) > 2).any(-1).mean()
     assert 0 < changed
     if config == DETECTION:
@@ -268,36 +280,45 @@ def test_unknown_errors_keep_their_traceback(sample_dir, monkeypatch):
     monkeypatch.chdir(sample_dir)
     argv = ['train.py', DETECTION, '--cfg-options', 'train_dataloader.batch_size=no']
     monkeypatch.setattr(sys, 'argv', argv)
-    with pytest.raises(Exception) as raised:  # noqa: B017, PT011
+    with pytest.raises((TypeError, ValueError), match='batch_size'):
         runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')
-    assert not isinstance(raised.value, SystemExit)
 
 
 # ------------------------------------------------------------------------------------ interruptions
-@pytest.fixture(scope='module', params=['epochs', 'iterations'])
-def uninterrupted(request, sample_dir, tmp_path_factory) -> tuple[Path, Path]:
-    """A config and the work folder of its complete training, 48 iterations."""
-    folder = tmp_path_factory.mktemp(request.param)
-    config = folder / 'repeatable.py'
-    rest = EPOCHS if request.param == 'epochs' else ITERATIONS
-    text = REPEATABLE.format(base=str(CONFIGS / f'{SEGMENTATION}.py'))
-    merged = folder / 'common.py'
-    merged.write_text(text)
-    config.write_text("_base_ = 'common.py'\n" + rest)
-    run(sample_dir, 'train', config, '--work-dir', folder / 'whole')
-    return config, folder / 'whole'
+@pytest.fixture(scope='module')
+def train_undisturbed(sample_dir, tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
+    """Loop -> a config and the work folder of its complete training, 48 iterations."""
+
+    @functools.cache
+    def train(loop: str) -> tuple[Path, Path]:
+        folder = tmp_path_factory.mktemp(loop)
+        base, config = folder / 'repeatable.py', folder / f'{loop}.py'
+        base.write_text(REPEATABLE.format(base=str(CONFIGS / f'{SEGMENTATION}.py')))
+        config.write_text(f"_base_ = '{base.name}'\n{LOOPS[loop]}")
+        run(sample_dir, 'train', config, '--work-dir', folder / 'whole')
+        return config, folder / 'whole'
+
+    return train
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_resumes_what_was_killed(number, uninterrupted, sample_dir, tmp_path):
-    config, whole = uninterrupted
+@pytest.mark.parametrize(
+    ('loop', 'number'),
+    [('epochs', signal.SIGINT), ('epochs', signal.SIGKILL), ('iterations', signal.SIGTERM)],
+)
+def test_resumes_what_was_killed(loop, number, train_undisturbed, sample_dir, tmp_path):
+    config, whole = train_undisturbed(loop)
     train = ('train', config, '--work-dir', tmp_path)
     process = subprocess.Popen(
-        command(*train), cwd=sample_dir, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(*train),
+        cwd=sample_dir,
+        env=ONE_THREAD,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     # The 15th iteration is in the middle of the second epoch of 12.
-    marker = '[2][ 3/12]' if 'epochs' in str(config) else '[15/48]'
+    marker = {'epochs': '[2][ 3/12]', 'iterations': '[15/48]'}[loop]
     for line in process.stdout:
         if marker in line:
             process.send_signal(number)
@@ -307,28 +328,26 @@ def test_resumes_what_was_killed(number, uninterrupted, sample_dir, tmp_path):
     left = latest_checkpoint(tmp_path)
     state = torch.load(left, weights_only=False)
     if number == signal.SIGKILL:
-        assert left.name in ('epoch_1.pth', 'iter_10.pth')
+        assert left.name == 'epoch_1.pth'
     else:
         assert left.name == 'resume.pth'
         assert 15 <= state['meta']['iter'] < 24
     logged = {line['step']: line for line in scalars(whole, 'lr')}
-    rates = {scheduler['_last_lr'][0] for scheduler in state['param_schedulers']}
-    iteration = state['meta']['iter']
-    assert rates == {pytest.approx(logged_lr(logged, iteration + 1))}
+    rate = state['optimizer']['param_groups'][0]['lr']
+    assert rate == pytest.approx(logged[state['meta']['iter'] + 1]['lr'])
 
     run(sample_dir, *train, '--resume')
     resumed = {line['step']: line for line in scalars(tmp_path, 'lr')}
     assert sorted(resumed) == sorted(logged) == list(range(1, 49))
     for step, line in logged.items():
         assert resumed[step]['lr'] == line['lr'], step
-    ends = [torch.load(latest_checkpoint(folder), weights_only=False) for folder in (whole, tmp_path)]
-    assert ends[0]['meta']['iter'] == ends[1]['meta']['iter'] == 48
-    for part in ('state_dict', 'optimizer', 'param_schedulers'):
-        torch.testing.assert_close(ends[1][part], ends[0][part], rtol=0, atol=0)
-
-
-def logged_lr(logged: dict[int, dict], iteration: int) -> float:
-    return logged[iteration]['lr']
+    expected, end = (
+        torch.load(latest_checkpoint(folder), weights_only=False) for folder in (whole, tmp_path)
+    )
+    assert expected['meta']['iter'] == end['meta']['iter'] == 48
+    for part in ('state_dict', 'optimizer'):
+        torch.testing.assert_close(end[part], expected[part], rtol=0, atol=0)
+    assert end['param_schedulers'] == expected['param_schedulers']
 
 
 def test_half_a_file_never_has_the_final_name(tmp_path, monkeypatch):
@@ -358,7 +377,5 @@ def test_latest_checkpoint_is_the_newest_complete_one(tmp_path):
 
 
 def test_shipped_configs_are_found_by_name():
-    import argparse
-
-    args = argparse.Namespace(config=DETECTION, cfg_options={})
-    assert load_config(args).filename == Config.fromfile(CONFIGS / f'{DETECTION}.py').filename
+    assert find_config(DETECTION).samefile(CONFIGS / f'{DETECTION}.py')
+    assert find_config(f'elsewhere/{DETECTION}.py').samefile(CONFIGS / f'{DETECTION}.py')

@@ -166,23 +166,33 @@ class NeuralMemory(BaseModule):
             torch.empty(num_heads, width, width) for _ in range(self.inner.num_weights)
         )
         self.expand = nn.Linear(memory_dim, dim)
-        self.reset_start()
+        self.reset_parameters()
 
     def build_write_rule(self) -> None:
         # A softmax over tokens ignores a bias.
         self.write_logits = nn.Linear(self.memory_dim, self.num_heads, bias=False)
 
-    def reset_start(self) -> None:
-        """Draw M_0 and zero the last layer."""
+    def reset_parameters(self) -> None:
+        """Start neutral (W_out = 0) but ready to learn: unit-scale values, selective writing."""
+        for layer in (self.reduce, self.qkv):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
         for matrix in self.initial:
             nn.init.normal_(matrix, std=self.inner.init_std(matrix.size(-1)))
+        self.reset_write_rule()
         nn.init.zeros_(self.expand.weight)
         nn.init.zeros_(self.expand.bias)
 
+    def reset_write_rule(self) -> None:
+        # Tokens have norm sqrt(C_m), so logits start with deviation 4: each head writes a handful
+        # of tokens that stand out. Near-equal weights would dilute a small cue among thousands of
+        # tokens until its gradient is lost in noise.
+        nn.init.normal_(self.write_logits.weight, std=4 * self.memory_dim**-0.5)
+
     def init_weights(self) -> None:
         super().init_weights()
-        # The backbone's init_cfg has just filled every Linear, the last one too.
-        self.reset_start()
+        # The backbone's init_cfg has just filled every Linear as if it were an ordinary layer.
+        self.reset_parameters()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x (B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a real pixel, 0 = padding.
@@ -284,8 +294,8 @@ class PublishedNeuralMemory(NeuralMemory):
     def build_write_rule(self) -> None:
         self.rates = nn.Linear(self.memory_dim, 3 * self.num_heads)
 
-    def reset_start(self) -> None:
-        super().reset_start()
+    def reset_write_rule(self) -> None:
+        nn.init.normal_(self.rates.weight, std=0.02)
         with torch.no_grad():
             theta, eta, alpha = self.rates.bias.chunk(3)
             theta.fill_(-4.0), eta.zero_(), alpha.fill_(-4.0)

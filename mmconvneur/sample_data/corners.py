@@ -29,9 +29,10 @@ LEGEND_COLOURS = {
     'magenta': (205, 60, 200),
 }
 REFERENCE = 128
+DISTANCE = 33  # from a thing to the nearest mark, see far_from_corners
 SLACK = 2  # a mark lies up to this far from the two edges of its corner
-LENGTHS = (17, 26)  # of a thing
-KINDS = ('coin', 'star', 'triangle', 'ring')  # no thin bars: outlines are not the difficulty here
+LENGTHS = (22, 31)  # of a thing
+KINDS = ('coin', 'triangle')  # compact and in clear contrast: outlines are not the difficulty here
 
 
 def _scaled(pixels: float, size: int) -> int:
@@ -72,7 +73,7 @@ def _plain_ground(
     """A photograph in nearly neutral grey, its contrast reduced."""
     picture, source = crop(str(rng.choice(COLOURED + GREY)), split, size, rng)
     grey = luminance(picture)
-    grey = (grey - grey.mean()) * min(1.0, 26 / (grey.std() + 1)) + rng.uniform(90, 165)
+    grey = (grey - grey.mean()) * min(1.0, 16 / (grey.std() + 1)) + rng.uniform(100, 155)
     return grey * np.float32(rng.uniform(0.95, 1.05, 3)), [source]
 
 
@@ -119,7 +120,7 @@ def _corner_box(
 
 
 def cue_scene(
-    split: str, size: int, rng: np.random.Generator, mark: float = 12, distance: float = 36
+    split: str, size: int, rng: np.random.Generator, mark: float = 12, distance: float = DISTANCE
 ) -> Scene:
     """Grey things whose class is the colour of a mark in one corner of the four.
 
@@ -138,8 +139,8 @@ def cue_scene(
     for cutout in cutouts:
         relief, used = _relief(cutout, split, rng)
         under = float(canvas[cutout.cover > 0.5].mean())
-        level = under + rng.uniform(45, 80) * (1 if under < 128 else -1)
-        compose(canvas, cutout, np.repeat(level + 22 * relief, 3, 2), light)
+        level = under + rng.uniform(60, 90) * (1 if under < 128 else -1)
+        compose(canvas, cutout, np.repeat(level + 12 * relief, 3, 2), light)
         sources += used
     label, telling, marks = int(rng.integers(len(CUE_CLASSES))), int(rng.integers(4)), []
     for corner in range(4):
@@ -198,7 +199,7 @@ def _glyph(name: str, side: int) -> np.ndarray:
 
 
 def legend_scene(
-    split: str, size: int, rng: np.random.Generator, patch: float = 12, distance: float = 36
+    split: str, size: int, rng: np.random.Generator, patch: float = 12, distance: float = DISTANCE
 ) -> Scene:
     """Coloured things, and in three corners a legend: a colour patch with a glyph at its right.
 
