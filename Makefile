@@ -16,8 +16,10 @@ DEMO := work_dirs/demo
 
 .PHONY: demo test lint install clean
 
-demo: $(DEMO)/.tested
-	@echo "pictures of detections beside their ground truth: $(DEMO)/pictures"
+demo: $(DEMO)/.tested $(DEMO)/training.png
+	@echo "detections beside their ground truth: $(DEMO)/pictures"
+	@echo "loss and AP over time:                $(DEMO)/training.png"
+	@echo "checkpoint, log and config:           $(DEMO)"
 
 test: lint
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(RUN) -m pytest
@@ -48,6 +50,9 @@ $(DEMO)/.tested: $(DEMO)/.trained | install
 	$(RUN) tools/test.py $(CONFIG) "$$(cat $(@D)/last_checkpoint)" --work-dir $(@D) \
 		--show-dir $(@D)/pictures
 	@touch $@
+
+$(DEMO)/training.png: $(DEMO)/.trained tools/plot_training.py | install
+	$(RUN) tools/plot_training.py $(@D)
 
 # Everything the targets above made, but .venv and trainings of your own.
 clean:

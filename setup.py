@@ -27,7 +27,7 @@ setup(
     package_data={'mmconvneur': ['.mim/configs/**/*.py', '.mim/tools/*.py']},
     python_requires='>=3.10',
     # No mm package here: either family will do, which pip cannot say.
-    install_requires=['torch' + TESTED['torch'], 'numpy', 'packaging'],
+    install_requires=['torch' + TESTED['torch'], 'numpy', 'packaging', 'tqdm'],
     extras_require={
         # onedl-mmcv is missing on purpose: under pip's build isolation it installs without its
         # operators, so it has to come first, by hand (see tools/install.py). Pillow and
@@ -37,7 +37,7 @@ setup(
             for name in ('onedl-mmengine', 'onedl-mmdetection', 'onedl-mmsegmentation')
         ]
         + ['Pillow', 'pycocotools'],
-        'sample': ['scikit-image', 'matplotlib', 'Pillow', 'pycocotools'],
+        'sample': ['scikit-image', 'matplotlib', 'Pillow', 'pycocotools', 'rich'],
         'dev': [
             'pre-commit',
             'pytest',

@@ -17,7 +17,6 @@ from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import DATASETS, METRICS, MODEL_WRAPPERS, MODELS, RUNNERS, Registry
 from mmengine.runner import Runner
 
-from .environment import check_environment
 from .errors import UsageError
 
 SHIPPED_CONFIGS = Path(__file__).parent / '.mim' / 'configs'
@@ -32,7 +31,6 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
     @functools.wraps(main)
     def run() -> None:
         try:
-            check_environment()
             main()
         except Exception as error:
             message = usage_message(error)

@@ -127,6 +127,16 @@ def check_environment() -> None:
         warnings.warn(note, stacklevel=2)
 
 
+def exit_unless_good() -> None:
+    """For scripts, ahead of imports that a broken environment would fail: one line, status 1."""
+    from mmconvneur.errors import UsageError
+
+    try:
+        check_environment()
+    except UsageError as error:
+        sys.exit(f'error: {error}')
+
+
 def main() -> int:
     """Print versions, notes and the verdict; the exit status is 0 for a good environment."""
     report = examine()

@@ -14,9 +14,7 @@ from mmengine.registry import Registry
 SCOPE = 'mmconvneur'
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope=SCOPE, locations=['mmconvneur.models'])
-METRICS = Registry(
-    'metric', parent=ROOT_METRICS, scope=SCOPE, locations=['mmconvneur.evaluation']
-)
+METRICS = Registry('metric', parent=ROOT_METRICS, scope=SCOPE, locations=['mmconvneur.evaluation'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope=SCOPE, locations=['mmconvneur.hooks'])
 
 # Global branches share names with layers of other packages (NonLocal, CBAM): a tree of their own.

@@ -59,9 +59,7 @@ def memories(
         at = states[0] if taken_at == 'start' else states[-1]
         grads = gradient(name, at, k, v, w)
         surprise = [eta * s - theta * g for s, g in zip(surprise, grads, strict=True)]
-        states.append(
-            tuple((1 - alpha) * m + s for m, s in zip(states[-1], surprise, strict=True))
-        )
+        states.append(tuple((1 - alpha) * m + s for m, s in zip(states[-1], surprise, strict=True)))
     return states
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from mmcv.ops import RoIAlign
 from mmengine.registry import MODELS, DefaultScope
 from torch.nn import functional as F
 
@@ -269,7 +270,15 @@ def test_channels_last_and_contiguous_inputs_give_the_same():
         net(image()), net(image().contiguous(memory_format=torch.channels_last)), strict=True
     ):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-        assert a.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_outputs_are_laid_out_as_mmcv_operators_read_them():
+    """RoIAlign takes a map's memory for contiguous whatever its strides say."""
+    roi_align = RoIAlign(5, spatial_scale=0.25, sampling_ratio=2)
+    rois = torch.tensor([[0, 3.0, 5.0, 61.0, 43.0], [1, 7.0, 2.0, 29.0, 37.0]])
+    out = tiny()(image().contiguous(memory_format=torch.channels_last))[0]
+    copy = torch.tensor(out.tolist())
+    torch.testing.assert_close(roi_align(out, rois), roi_align(copy, rois), rtol=0, atol=0)
 
 
 def test_autocast_stays_near_float32():

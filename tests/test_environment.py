@@ -264,6 +264,15 @@ def test_bare_python_is_told_without_a_traceback():
     assert done.stderr.startswith('none: torch, mmengine, mmcv, mmdet, mmseg not installed; ')
 
 
+@pytest.mark.parametrize('tool', ['train', 'test', 'browse_dataset'])
+def test_tools_say_it_before_their_imports_fail(tool):
+    root = Path(__file__).parent.parent
+    done = run('-S', f'tools/{tool}.py', 'config.py', PYTHONPATH=str(root))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith('error: none: torch, mmengine, mmcv, mmdet, mmseg not installed')
+
+
 def test_untested_versions_are_warned_about_once_they_load(tmp_path):
     install_all(tmp_path, ONEDL[1:])
     install(tmp_path, 'torch', '2.14.0')

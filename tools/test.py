@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from mmconvneur import environment
+
+environment.exit_unless_good()  # before the imports below can fail
+
 import os
 from copy import deepcopy
 from pathlib import Path

@@ -43,8 +43,8 @@ INIT_CFG = (
 class ConvNeur(BaseModule):
     """ConvNeur backbone, ``(B, in_channels, H, W) ->`` a tuple of maps, one per ``out_indices``.
 
-    The map of stage i has ``channels[i]`` channels and stride 4, 8, 16, 32; sizes floor, as in
-    ConvNeXt. Any H and W from 32 up. Stages after the last output are not built.
+    The map of stage i has ``channels[i]`` channels and stride 4, 8, 16, 32 and is contiguous; sizes
+    floor, as in ConvNeXt. Any H and W from 32 up. Stages after the last output are not built.
 
     Args:
         arch: ``'m1' 'm2' 'm3' 'm4' 't' 's' 'b'``, or a dict with ``channels`` and ``depths`` and
@@ -57,8 +57,8 @@ class ConvNeur(BaseModule):
         with_cp: Gradient checkpointing, for all stages or one bool per stage.
         global_mixer: Config of the global branch, ``dict(type='NeuralMemory', ...)``, or one config
             (or ``None``) per stage; ``None``: local branch alone.
-        placement: ``'stage'``: the first block of every stage (the paper); ``'block'``: every block;
-            or a sequence of stage indices whose first blocks have it.
+        placement: ``'stage'``: the first block of every stage (the paper); ``'block'``: every
+            block; or a sequence of stage indices whose first blocks have it.
         fusion: ``'gate'``, ``'add'`` or ``'concat'``.
         init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
@@ -135,7 +135,8 @@ class ConvNeur(BaseModule):
         ):
             x = stage(downsample(x))
             if i in self.out_indices:
-                outs.append(getattr(self, f'norm{i}')(x))
+                # mmcv's operators (RoIAlign among them) read channels_last maps as if contiguous.
+                outs.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(outs)
 
     def train(self, mode: bool = True) -> ConvNeur:
@@ -146,7 +147,9 @@ class ConvNeur(BaseModule):
     def _freeze_stages(self) -> None:
         if self.frozen_stages < 0:
             return
-        frozen_norms = (getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages)
+        frozen_norms = (
+            getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages
+        )
         for module in (
             *self.downsample_layers[: max(1, self.frozen_stages)],
             *self.stages[: self.frozen_stages],
@@ -226,5 +229,7 @@ def per_stage(name: str, value: object, num_stages: int) -> list:
     if not isinstance(value, (list, tuple)):
         return [value] * num_stages
     if len(value) != num_stages:
-        raise UsageError(f'{name} has {len(value)} entries: give one, or {num_stages}, one per stage')
+        raise UsageError(
+            f'{name} has {len(value)} entries: give one, or {num_stages}, one per stage'
+        )
     return list(value)

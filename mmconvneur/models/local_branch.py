@@ -31,14 +31,10 @@ class LocalBranch(nn.Module):
         layer_scale: Initial gamma, one value per channel.
     """
 
-    def __init__(
-        self, dim: int, mlp_ratio: float, kernel_size: int, layer_scale: float
-    ) -> None:
+    def __init__(self, dim: int, mlp_ratio: float, kernel_size: int, layer_scale: float) -> None:
         super().__init__()
         hidden = int(mlp_ratio * dim)
-        self.depthwise_conv = nn.Conv2d(
-            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim
-        )
+        self.depthwise_conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.expand = nn.Linear(dim, hidden)
         self.activation = nn.GELU()
