@@ -4,6 +4,6 @@
 # Result:   docs/sample_data.md
 _base_ = 'mask_rcnn_convneur_m1_sample.py'
 model = dict(
-    backbone=dict(_delete_=True, type='ResNet', depth=18),
+    backbone=dict(_delete_=True, type='ResNet', depth=18, norm_eval=False),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
