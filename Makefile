@@ -37,7 +37,7 @@ data/.sample: tools/make_sample_data.py $(wildcard mmconvneur/sample_data/*.py) 
 	@touch $@
 
 # New data or another recipe: a new run.
-$(DEMO)/.started: data/.sample $(CONFIG)
+$(DEMO)/.started: data/.sample $(CONFIG) $(wildcard configs/_base_/*/*.py)
 	rm -rf $(@D)
 	@mkdir -p $(@D)
 	@touch $@

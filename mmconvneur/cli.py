@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
+import inspect
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -17,11 +19,15 @@ from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import DATASETS, METRICS, MODEL_WRAPPERS, MODELS, RUNNERS, Registry
 from mmengine.runner import Runner
 
+from .checkpoints import is_checkpoint
 from .errors import UsageError
+from .models.convneur import resolve_arch, resolve_out_indices
+from .sample_data import TASKS
 
 SHIPPED_CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 FAMILIES = {'mmdet': 'detection', 'mmseg': 'segmentation'}
 SAMPLE_COMMAND = 'python tools/make_sample_data.py'
+OTHER_KEYS = {'auto_scale_lr', 'runner_type', 'strategy', 'tta_model', 'tta_pipeline'}
 
 
 # ---------------------------------------------------------------------------------------- errors
@@ -50,6 +56,10 @@ def usage_message(error: BaseException | None) -> str | None:
             message = str(error)
         elif isinstance(error, KeyError) and ' registry. ' in str(error):
             message = f'{error.args[0].split(". ")[0]}: check the spelling of this type'
+        elif isinstance(error, TypeError) and 'unexpected keyword argument' in str(error):
+            message = f'{error}: check the spelling of this option'
+        elif isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
+            message = f'{error.filename}: {error.strerror}'
         error = error.__cause__ or error.__context__
     return message
 
@@ -96,11 +106,46 @@ def load_config(args: argparse.Namespace) -> Config:
     path = find_config(args.config)
     try:
         cfg = Config.fromfile(path)
+        check_options(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(f'config {path} cannot be read: {error}') from error
     check_family(cfg)
+    check_widths(cfg)
     return cfg
+
+
+def check_options(cfg: Config, options: dict) -> None:
+    """Raise ``UsageError`` for an option that nothing would read: a misspelt first part."""
+    known = set(cfg) | set(inspect.signature(Runner).parameters) | OTHER_KEYS
+    for option in options:
+        first = option.split('.')[0]
+        if first not in known:
+            near = difflib.get_close_matches(first, known, n=1)
+            cure = f'did you mean {near[0]}?' if near else f'choose one of {", ".join(sorted(cfg))}'
+            raise UsageError(f'--cfg-options {option}: the config has no {first}; {cure}')
+
+
+def check_widths(cfg: Config) -> None:
+    """Raise ``UsageError`` unless the neck, or else the head, takes the channels of a ConvNeur."""
+    model = cfg.get('model', {})
+    backbone = model.get('backbone', {})
+    if 'ConvNeur' not in str(backbone.get('type')):
+        return
+    arch = resolve_arch(backbone.get('arch', 't'))
+    stages = resolve_out_indices(backbone.get('out_indices', (0, 1, 2, 3)), len(arch['channels']))
+    channels = [arch['channels'][i] for i in stages]
+    for name in ('neck', 'decode_head'):
+        wanted = (model.get(name) or {}).get('in_channels')
+        if isinstance(wanted, (list, tuple)):
+            if list(wanted) != channels:
+                raise UsageError(
+                    f'model.{name}.in_channels={list(wanted)}, but the backbone gives {channels}: '
+                    'change one of them'
+                )
+            return
 
 
 def find_config(name: str) -> Path:
@@ -186,7 +231,7 @@ def check_data(cfg: Config, *splits: str) -> None:
                     raise UsageError(
                         f'{path} is missing or empty: put the {split} {WHAT.get(what, what)} of '
                         f'{dataset.type} there, or set data_root; the sample data is made by '
-                        f'`{SAMPLE_COMMAND}`'
+                        f'`{sample_command(root)}`'
                     )
 
 
@@ -198,16 +243,26 @@ WHAT = {
 }
 
 
+def sample_command(root: str) -> str:
+    """The command that makes the data of a task whose folder ``root`` is."""
+    task = Path(root).name
+    return f'{SAMPLE_COMMAND} --task {task}' if task in TASKS else SAMPLE_COMMAND
+
+
 def is_filled(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.is_file()
 
 
 def check_checkpoint(path: str | None) -> None:
-    """Raise ``UsageError`` if a local checkpoint does not exist."""
-    if path and '://' not in path and not Path(path).is_file():
+    """Raise ``UsageError`` if a local checkpoint does not exist or is damaged."""
+    if not path or '://' in path:
+        return
+    if not Path(path).is_file():
         raise UsageError(
             f'checkpoint {path} does not exist: give the path of a .pth file that training wrote'
         )
+    if not is_checkpoint(Path(path)):
+        raise UsageError(f'checkpoint {path} is truncated or no checkpoint: get or write it again')
 
 
 # ------------------------------------------------------------------------------------------ running

@@ -26,9 +26,10 @@ AGREE_EVERY = 10  # iterations: agreeing makes a GPU wait for its queue
 class ResumeHook(Hook):
     """Keeps ``resume.pth`` in the work folder: every ``interval`` iterations, and on a signal.
 
-    Ctrl-C (SIGINT) or SIGTERM ends the run after the current iteration, with exit status 128 + the
-    signal's number; a second one ends it at once. Several processes stop together, at the next
-    multiple of 10 iterations. After SIGKILL at most ``interval`` iterations are lost.
+    Ctrl-C (SIGINT), or SIGTERM to the main process, ends the run after the current iteration, with
+    exit status 128 + the signal's number; a second one ends it at once. Several processes stop
+    together, at the next multiple of 10 iterations. After SIGKILL, and after a SIGTERM that also
+    hits the loader workers (PyTorch ends them at once), at most ``interval`` iterations are lost.
     """
 
     priority = 'LOWEST'  # after the schedulers and MMEngine's own checkpoint
@@ -70,7 +71,7 @@ class ResumeHook(Hook):
         return number.item()
 
     def _note(self, number: int, frame: object) -> None:
-        # Loader workers inherit this handler, and go on until the main process ends them.
+        # Loader workers inherit the handler of SIGINT, and go on until the main process ends them.
         self._received = number
         self._restore_handlers()
         if os.getpid() == self._pid:

@@ -25,6 +25,7 @@ from steps import (
 from mmconvneur.models.convneur import resolve_arch
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob('*.py'))
+BASELINES = ['mask_rcnn_r18_sample']  # another backbone, to compare with
 PROMISED = [
     *(f'mask_rcnn_convneur_{size}_coco' for size in ('m1', 'm2', 'm3', 'm4', 't', 's', 'b')),
     *(f'mask_rcnn_convneur_{size}_3x_coco' for size in ('t', 's', 'b')),
@@ -57,7 +58,12 @@ def test_the_promised_configs_are_there():
     assert set(PROMISED) <= set(SHIPPED)
 
 
-@pytest.mark.parametrize('name', SHIPPED)
+@pytest.mark.parametrize('name', BASELINES)
+def test_baselines_build(name):
+    assert sum(p.numel() for p in build_empty(load(name)).parameters()) > 1e6
+
+
+@pytest.mark.parametrize('name', sorted(set(SHIPPED) - set(BASELINES)))
 def test_builds_with_the_widths_of_its_arch(name):
     cfg = load(name)
     model = build_empty(cfg)

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -290,6 +293,25 @@ def test_autocast_stays_near_float32():
         torch.testing.assert_close(a.float(), b, rtol=0, atol=2e-2)
 
 
+@pytest.mark.parametrize('mixer', ['NeuralMemory', 'PublishedNeuralMemory'])
+def test_bfloat16_weights_train_and_stay_near_float32(mixer):
+    net = tiny(global_mixer=dict(type=mixer, num_heads=2))
+    half = copy.deepcopy(net).bfloat16()
+    outs = half(image().bfloat16())
+    for a, b in zip(outs, net(image()), strict=True):
+        # The whole network is rounded to 8 bits, its residual stream too.
+        torch.testing.assert_close(a.float(), b, rtol=0, atol=8e-2)
+    sum(out.square().mean() for out in outs).backward()
+    assert all(p.grad.isfinite().all() for p in half.parameters())
+
+
+def test_whole_networks_can_be_pickled():
+    net = tiny()
+    copied = pickle.loads(pickle.dumps(net))
+    for a, b in zip(copied(image()), net(image()), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'mixer, backend',
@@ -335,6 +357,12 @@ def test_export_with_dynamic_height_and_width():
         (dict(global_mixer=dict(type='NeuralMemory', num_heads=3)), 'num_heads=3 must divide'),
         (dict(placement='nowhere'), "'stage', 'block' or a list"),
         (dict(placement=[4]), 'from 0 to 3'),
+        (dict(placement=1), 'unknown placement 1'),
+        (dict(global_mixer='NeuralMemory'), 'give a config'),
+        (
+            dict(global_mixer=dict(type='NeuralMemory', chunk=3)),
+            'no option chunk: it takes memory_dim',
+        ),
         (dict(out_indices=(4,)), 'from -4 to 3'),
         (dict(out_indices=()), 'distinct stages'),
         (dict(out_indices=(3, -1)), 'distinct stages'),
@@ -352,5 +380,7 @@ def test_bad_settings_are_named(cfg, problem):
 def test_bad_images_are_named():
     with pytest.raises(UsageError, match='built for 3 channels and got 4'):
         tiny()(torch.zeros(1, 4, 64, 64))
+    with pytest.raises(UsageError, match=r'takes \(B, C, H, W\)'):
+        tiny()(torch.zeros(3, 64, 64))
     with pytest.raises(UsageError, match='at least 32 x 32 pixels and got 31 x 64'):
         tiny()(torch.zeros(1, 3, 31, 64))

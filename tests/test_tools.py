@@ -16,11 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData
 from PIL import Image
 from steps import CONFIGS, ROOT
 
 from mmconvneur.checkpoints import AtomicBackend, latest_checkpoint
 from mmconvneur.cli import find_config
+from mmconvneur.tta import unflip
 
 TOOLS = ROOT / 'tools'
 ONE_THREAD = dict(os.environ, OMP_NUM_THREADS='1')  # sums in one order
@@ -190,7 +193,9 @@ def failing(monkeypatch, capsys, tool: str, *args: object) -> str:
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
     assert stopped.value.code == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    printed = capsys.readouterr().err.strip()
+    assert 'Traceback' not in printed
+    line = printed.splitlines()[-1]
     assert line.startswith('error: ')
     return line
 
@@ -243,6 +248,30 @@ def failing(monkeypatch, capsys, tool: str, *args: object) -> str:
         ('train', [DETECTION, '--launcher', 'pytorch'], ['torchrun']),
         (
             'train',
+            [DETECTION, '--cfg-options', 'modle.backbone.arch=t'],
+            ['the config has no modle', 'did you mean model?'],
+        ),
+        (
+            'train',
+            [DETECTION, '--cfg-options', 'model.backbone.depth=3'],
+            ["unexpected keyword argument 'depth'", 'check the spelling'],
+        ),
+        (
+            'train',
+            [DETECTION, '--cfg-options', 'model.backbone.arch=t'],
+            ['model.neck.in_channels=[40, 80, 160, 320]', 'gives [96, 192, 384, 768]'],
+        ),
+        (
+            'train',
+            [
+                'segformer_convneur_cue',
+                '--cfg-options',
+                'train_dataloader.dataset.data_root=no/cue',
+            ],
+            ['no/cue', 'python tools/make_sample_data.py --task cue'],
+        ),
+        (
+            'train',
             [DETECTION, '--cfg-options', 'model.backbone.arch=m9'],
             ["unknown arch 'm9'", 'm1, m2, m3, m4, t, s, b'],
         ),
@@ -260,6 +289,39 @@ def test_bad_input_is_one_line(tool, args, parts, sample_dir, tmp_path, monkeypa
     message = failing(monkeypatch, capsys, tool, *args)
     for part in parts:
         assert part in message, message
+
+
+@pytest.mark.parametrize('content', [b'', b'not a checkpoint', None], ids=['empty', 'text', 'cut'])
+def test_damaged_checkpoints_are_named_and_never_resumed(
+    content, sample_dir, tmp_path, monkeypatch, capsys
+):
+    good, bad = tmp_path / 'epoch_1.pth', tmp_path / 'epoch_2.pth'
+    torch.save(dict(state_dict=dict(weight=torch.zeros(1000))), good)
+    bad.write_bytes(good.read_bytes()[:-100] if content is None else content)
+    assert latest_checkpoint(tmp_path) == good
+    monkeypatch.chdir(sample_dir)
+    message = failing(monkeypatch, capsys, 'test', DETECTION, bad, '--work-dir', tmp_path / 'work')
+    assert f'checkpoint {bad} is truncated or no checkpoint' in message
+
+
+@pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])
+def test_a_flipped_view_comes_back_in_place(direction):
+    """A box and its mask at rows 1-2 and columns 3-6 of a 5 x 11 image."""
+    mask = torch.zeros(1, 5, 11, dtype=torch.bool)
+    mask[:, 1:3, 3:7] = True
+    left, top, right, bottom = 3.0, 1.0, 7.0, 3.0
+    axes = dict(horizontal=(-1,), vertical=(-2,), diagonal=(-2, -1))[direction]
+    if -1 in axes:
+        left, right = 11 - right, 11 - left
+    if -2 in axes:
+        top, bottom = 5 - bottom, 5 - top
+    sample = DetDataSample(metainfo=dict(flip=True, flip_direction=direction, ori_shape=(5, 11)))
+    sample.pred_instances = InstanceData(
+        bboxes=torch.tensor([[left, top, right, bottom]]), masks=mask.flip(axes)
+    )
+    back = unflip(sample)
+    assert back.bboxes.tolist() == [[3.0, 1.0, 7.0, 3.0]]
+    assert (back.masks == mask).all()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU for --amp')

@@ -57,7 +57,8 @@ def main() -> None:
         use_tensorboard(cfg)
     if cfg.train_cfg.get('type') == 'EpochBasedTrainLoop' or cfg.train_cfg.pop('by_epoch', False):
         cfg.train_cfg.type = ResumableEpochLoop.__name__
-    cfg.merge_from_dict({'default_hooks.checkpoint.backend_args': ATOMIC})
+    hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
+    hook.setdefault('backend_args', ATOMIC)
     runner = build_runner(cfg, args, [ResumeHook(), ProgressBarHook()])
     warn_of_batch_size(runner, cfg)
     runner.train()

@@ -69,7 +69,7 @@ class LocalBlock(BaseModule):
         self.with_cp = with_cp
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad:
+        if self.with_cp and torch.is_grad_enabled():
             return x + self.drop_path(checkpoint(self.residual, x, use_reentrant=False))
         return x + self.drop_path(self.residual(x))
 

@@ -6,6 +6,7 @@ downsampling and the sizes of t, s, b. With a neutral gate t, s and b are ConvNe
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -50,7 +51,8 @@ class ConvNeur(BaseModule):
         arch: ``'m1' 'm2' 'm3' 'm4' 't' 's' 'b'``, or a dict with ``channels`` and ``depths`` and
             optionally ``mlp_ratio``, ``kernel_size`` and ``layer_scale``.
         in_channels: Channels of the image.
-        out_indices: Stages whose normalised maps are returned, in stage order; -1 is the last.
+        out_indices: Stages (or one) whose normalised maps are returned, in stage order; -1 is the
+            last.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         layer_scale_init_value: Initial gamma; default 1 for m1-m4 and 1e-6 for t, s, b.
         frozen_stages: -1: none; 0: the stem; i: the stem and the first i stages with their norms.
@@ -71,7 +73,7 @@ class ConvNeur(BaseModule):
         self,
         arch: str | dict = 't',
         in_channels: int = 3,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = None,
         frozen_stages: int = -1,
@@ -159,6 +161,8 @@ class ConvNeur(BaseModule):
             module.requires_grad_(False)
 
     def _check_input(self, x: Tensor) -> None:
+        if x.dim() != 4:
+            raise UsageError(f'ConvNeur takes (B, C, H, W) and got {tuple(x.shape)}')
         if x.size(1) != self.in_channels:
             raise UsageError(
                 f'ConvNeur was built for {self.in_channels} channels and got {x.size(1)}: '
@@ -173,11 +177,17 @@ class ConvNeur(BaseModule):
 
 def build_mixer(cfg: dict, dim: int) -> nn.Module:
     """A global branch for ``dim`` channels from its config; short names and scoped names work."""
+    if not isinstance(cfg, dict):
+        raise UsageError(f"global_mixer {cfg!r}: give a config, dict(type='NeuralMemory')")
     cfg = dict(cfg)
     name = cfg.pop('type', None)
     mixer = MIXERS.get(name) if isinstance(name, str) else name
     if mixer is None:
         check_choice('global mixer', name, sorted(MIXERS.module_dict))
+    unknown = set(cfg) - set(inspect.signature(mixer).parameters)
+    if unknown:
+        valid = ', '.join(list(inspect.signature(mixer).parameters)[1:])
+        raise UsageError(f'{name} has no option {", ".join(sorted(unknown))}: it takes {valid}')
     return mixer(dim, **cfg)
 
 
@@ -200,8 +210,9 @@ def resolve_arch(arch: str | dict) -> dict:
     return ARCH_DEFAULTS | dict(arch)
 
 
-def resolve_out_indices(out_indices: Sequence[int], num_stages: int) -> tuple[int, ...]:
+def resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
     """Stage indices, ascending, with negative ones counted from the last stage."""
+    out_indices = [out_indices] if isinstance(out_indices, int) else out_indices
     wanted = [i + num_stages if i < 0 else i for i in out_indices]
     if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(range(num_stages)):
         raise UsageError(
@@ -216,7 +227,7 @@ def resolve_placement(placement: str | Sequence[int], depths: Sequence[int]) -> 
     if placement == 'block':
         return {(i, j) for i, depth in enumerate(depths) for j in range(depth)}
     stages = range(len(depths)) if placement == 'stage' else placement
-    if isinstance(stages, str) or not set(stages) <= set(range(len(depths))):
+    if isinstance(stages, (str, int)) or not set(stages) <= set(range(len(depths))):
         raise UsageError(
             f"unknown placement {placement!r}: choose 'stage', 'block' "
             f'or a list of stages from 0 to {len(depths) - 1}'

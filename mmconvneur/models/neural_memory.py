@@ -155,7 +155,7 @@ class NeuralMemory(BaseModule):
             )
         self.memory_dim, self.num_heads = memory_dim, num_heads
         self.chunk_size, self.read, self.gradient = chunk_size, read, gradient
-        self.inner = INNER_MODELS[inner_model]
+        self.inner_model = inner_model
         width = memory_dim // num_heads
 
         self.reduce = nn.Linear(dim, memory_dim)
@@ -167,6 +167,10 @@ class NeuralMemory(BaseModule):
         )
         self.expand = nn.Linear(memory_dim, dim)
         self.reset_parameters()
+
+    @property
+    def inner(self) -> InnerModel:
+        return INNER_MODELS[self.inner_model]
 
     def build_write_rule(self) -> None:
         # A softmax over tokens ignores a bias.
@@ -201,31 +205,33 @@ class NeuralMemory(BaseModule):
         """
         height, width = x.shape[-2:]
         tokens = self.norm(self.reduce(x.permute(0, 2, 3, 1))).flatten(1, 2)  # (B, N, C_m)
-        real = None if mask is None else mask.flatten(1)  # (B, N)
+        real = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.flatten(1)  # (B, N)
 
         queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        queries, keys = F.normalize(queries, dim=-1), F.normalize(keys, dim=-1)
+        queries, keys = (F.normalize(x, dim=-1, eps=1e-6) for x in (queries, keys))
 
-        # The inner step is a sum over thousands of tokens: at least float32, also under autocast.
+        # The inner step is a sum over thousands of tokens and the read is a small difference of
+        # memories: both in float32 at least, also under autocast.
         with torch.autocast(x.device.type, enabled=False):
             exact = torch.promote_types(tokens.dtype, torch.float32)
-            rule = self.write_rule(*self.chunked_tokens(tokens.to(exact), real))
+            rule = self.write_rule(self.chunked(tokens.to(exact)), self.chunked(real))
             states = STATES[self.gradient](
                 self.inner,
-                tuple(m.to(exact) for m in self.initial),
+                self.initial_memory(exact),
                 self.chunked_heads(keys.to(exact)),
                 self.chunked_heads(values.to(exact)),
                 rule,
             )
-        seen = slice(-1, None) if self.read == 'after' else slice(-1)
-        states = tuple(m[:, :, seen].to(queries.dtype) for m in states)
-        out = self.readout(states, self.chunked_heads(queries))  # (B, h, T, L, d)
+            seen = slice(-1, None) if self.read == 'after' else slice(-1)
+            states = tuple(m[:, :, seen] for m in states)
+            out = self.readout(states, self.chunked_heads(queries.to(exact)))  # (B, h, T, L, d)
         out = out.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)[:, : tokens.size(1)]
-        return self.expand(out).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return self.expand(out.to(tokens.dtype)).unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
     def write_rule(self, tokens: Tensor, real: Tensor) -> WriteRule:
         """Token weights and rates from ``tokens (B, T, L, C_m)`` and ``real (B, T, L)``."""
-        logits = self.write_logits(tokens).permute(0, 3, 1, 2)  # (B, h, T, L)
+        logits = F.linear(tokens, self.write_logits.weight.to(tokens.dtype))
+        logits = logits.permute(0, 3, 1, 2)  # (B, h, T, L)
         absent = ~real.bool().unsqueeze(1)
         logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
         # Filled with zero once more for a chunk that is padding throughout.
@@ -235,8 +241,11 @@ class NeuralMemory(BaseModule):
 
     def readout(self, states: Weights, queries: Tensor) -> Tensor:
         """What the image itself wrote: f(q; M) - f(q; M_0)."""
-        initial = tuple(m.unsqueeze(1).to(queries.dtype) for m in self.initial)
+        initial = tuple(m.unsqueeze(1) for m in self.initial_memory(queries.dtype))
         return self.inner.difference(states, initial, queries)
+
+    def initial_memory(self, dtype: torch.dtype) -> Weights:
+        return tuple(m.to(dtype) for m in self.initial)
 
     def chunked(self, x: Tensor) -> Tensor:
         """``(B, N, ...) -> (B, T, L, ...)``, the last chunk filled up with zeros."""
@@ -249,11 +258,6 @@ class NeuralMemory(BaseModule):
     def chunked_heads(self, x: Tensor) -> Tensor:
         """``(B, N, h, d) -> (B, h, T, L, d)``."""
         return self.chunked(x).permute(0, 3, 1, 2, 4)
-
-    def chunked_tokens(self, tokens: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
-        if real is None:
-            real = tokens.new_ones(tokens.shape[:2])
-        return self.chunked(tokens), self.chunked(real)
 
 
 @MIXERS.register_module()
@@ -304,7 +308,8 @@ class PublishedNeuralMemory(NeuralMemory):
         weights = real.unsqueeze(1).expand(-1, self.num_heads, -1, -1).to(tokens.dtype)
         mean = (tokens * real.unsqueeze(-1)).sum(2) / real.sum(2).clamp(min=1).unsqueeze(-1)
         # (B, T, 3 h) -> three of (B, h, T)
-        theta, eta, alpha = self.rates(mean).sigmoid().transpose(1, 2).chunk(3, dim=1)
+        rates = F.linear(mean, *(p.to(mean.dtype) for p in (self.rates.weight, self.rates.bias)))
+        theta, eta, alpha = rates.sigmoid().transpose(1, 2).chunk(3, dim=1)
         return WriteRule(weights, self.step * theta, eta, alpha)
 
     def readout(self, states: Weights, queries: Tensor) -> Tensor:
