@@ -144,7 +144,9 @@ def test_inner_step_stays_in_float32_under_autocast(monkeypatch):
     assert seen == [{torch.float32}]
     # bfloat16 has 8 bits: the outer maps lose that much and the inner sum no more.
     expected = memory(x)
-    torch.testing.assert_close(out.float(), expected, rtol=0, atol=2e-2 * expected.abs().max().item())
+    torch.testing.assert_close(
+        out.float(), expected, rtol=0, atol=2e-2 * expected.abs().max().item()
+    )
 
 
 def corner_response(**cfg) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import pickle
@@ -412,9 +413,38 @@ def test_resumes_what_was_killed(loop, number, train_undisturbed, sample_dir, tm
     assert end['param_schedulers'] == expected['param_schedulers']
 
 
+@pytest.mark.slow
+def test_torchrun_trains_in_two_processes(sample_dir, tmp_path):
+    config = tmp_path / 'repeatable.py'
+    config.write_text(REPEATABLE.format(base=str(CONFIGS / f'{SEGMENTATION}.py')))
+    launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+    options = [
+        'train_cfg.max_iters=4',
+        'train_cfg.val_interval=4',
+        'default_hooks.logger.interval=1',
+    ]
+    done = subprocess.run(
+        [sys.executable, *launch, *command('train', config)[1:], '--work-dir', str(tmp_path)]
+        + ['--launcher', 'pytorch', '--cfg-options', *options],
+        cwd=sample_dir,
+        env=ONE_THREAD,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line['step'] for line in scalars(tmp_path, 'loss')] == [1, 2, 3, 4]
+    (score,) = scalars(tmp_path, 'mIoU')
+    assert 0 <= score['mIoU'] <= 100
+    state = torch.load(latest_checkpoint(tmp_path), weights_only=False)
+    assert state['meta']['iter'] == 4
+    assert all(weight.isfinite().all() for weight in state['state_dict'].values())
+
+
 def test_half_a_file_never_has_the_final_name(tmp_path, monkeypatch):
     path, backend = tmp_path / 'epoch_1.pth', AtomicBackend()
-    backend.put(b'whole', path)
+    whole = io.BytesIO()
+    torch.save(dict(epoch=1), whole)
+    backend.put(whole.getvalue(), path)
 
     def disk_full(descriptor):
         raise OSError('disk full')
@@ -422,7 +452,7 @@ def test_half_a_file_never_has_the_final_name(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'fsync', disk_full)
     with pytest.raises(OSError, match='disk full'):
         backend.put(b'other', path)
-    assert path.read_bytes() == b'whole'
+    assert path.read_bytes() == whole.getvalue()
     assert latest_checkpoint(tmp_path) == path
 
 
@@ -431,7 +461,7 @@ def test_latest_checkpoint_is_the_newest_complete_one(tmp_path):
     for age, name in enumerate(
         ['best_mIoU.pth', 'epoch_3.pth.partial', 'resume.pth', 'epoch_2.pth', 'epoch_10.pth']
     ):
-        (tmp_path / name).touch()
+        torch.save(dict(name=name), tmp_path / name)
         os.utime(tmp_path / name, (1000 - age, 1000 - age))
     assert latest_checkpoint(tmp_path).name == 'resume.pth'
     os.utime(tmp_path / 'epoch_10.pth', (2000, 2000))

@@ -208,7 +208,7 @@ class NeuralMemory(BaseModule):
         real = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.flatten(1)  # (B, N)
 
         queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        queries, keys = (F.normalize(x, dim=-1, eps=1e-6) for x in (queries, keys))
+        queries, keys = (F.normalize(t, dim=-1, eps=1e-6) for t in (queries, keys))
 
         # The inner step is a sum over thousands of tokens and the read is a small difference of
         # memories: both in float32 at least, also under autocast.
