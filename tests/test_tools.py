@@ -334,7 +334,7 @@ def test_amp_without_a_gpu(sample_dir, monkeypatch, capsys):
 def test_out_for_detection_is_a_pickle(sample_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(sample_dir)
     checkpoint = tmp_path / 'x.pth'
-    checkpoint.touch()
+    torch.save({}, checkpoint)
     message = failing(monkeypatch, capsys, 'test', DETECTION, checkpoint, '--out', 'x.json')
     assert '.pkl' in message
 
