@@ -97,7 +97,7 @@ def plot(results: list[dict], path: Path) -> None:
             label = branch if run['seed'] == results[0]['seed'] else None
             axes.plot(*zip(*run['scores'], strict=True), color=color, marker='.', label=label)
     axes.set(xlabel='iteration', ylabel='foreground mIoU, validation', ylim=(0, 100))
-    axes.legend(frameon=False)
+    figure.legend(loc='outside upper center', ncols=2, frameon=False)
     axes.spines[['top', 'right']].set_visible(False)
     figure.savefig(path, dpi=120)
 
