@@ -2,9 +2,14 @@
 # Command:  torchrun --nproc_per_node 8 tools/train.py \
 #               configs/cascade_mask_rcnn_convneur_m2_coco.py --launcher pytorch --amp
 # Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
-# Result:   not trained yet; from scratch, no pretrained backbone is loaded.
-_base_ = 'cascade_mask_rcnn_convneur_t_coco.py'
+# Result:   not trained yet; from scratch.
+_base_ = [
+    '_base_/models/cascade_mask_rcnn_convneur.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '_base_/schedules/detection_1x.py',
+    '_base_/runtimes/detection.py',
+]
 model = dict(
-    backbone=dict(arch='m2', drop_path_rate=0.0),
+    backbone=dict(arch='m2'),
     neck=dict(in_channels=[48, 96, 192, 384]),
 )

@@ -2,6 +2,6 @@
 # Command:  torchrun --nproc_per_node 8 tools/train.py \
 #               configs/mask_rcnn_convneur_s_coco.py --launcher pytorch --amp
 # Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
-# Result:   not trained yet; from scratch, no pretrained backbone is loaded.
+# Result:   not trained yet; starts from ConvNeXt-S of ImageNet-1K, downloaded on the first run.
 _base_ = 'mask_rcnn_convneur_t_coco.py'
-model = dict(backbone=dict(arch='s', drop_path_rate=0.2))
+model = dict(backbone=dict(arch='s', drop_path_rate=0.2, init_cfg=_base_.convnext.s))

@@ -2,7 +2,7 @@
 # Command:  torchrun --nproc_per_node 8 tools/train.py \
 #               configs/semantic_fpn_convneur_m2_ade20k.py --launcher pytorch --amp
 # Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
-# Result:   not trained yet; from scratch, no pretrained backbone is loaded.
+# Result:   not trained yet; from scratch.
 _base_ = [
     '_base_/models/semantic_fpn_convneur.py',
     '_base_/datasets/ade20k.py',

@@ -19,10 +19,11 @@ from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
 from mmengine.registry import DATASETS, METRICS, MODEL_WRAPPERS, MODELS, RUNNERS, Registry
 from mmengine.runner import Runner
 
-from .checkpoints import is_checkpoint
 from .errors import UsageError
+from .hooks import LoadReportHook
 from .models.convneur import resolve_arch, resolve_out_indices
 from .sample_data import TASKS
+from .weights.reading import load_safely
 
 SHIPPED_CONFIGS = Path(__file__).parent / '.mim' / 'configs'
 FAMILIES = {'mmdet': 'detection', 'mmseg': 'segmentation'}
@@ -60,7 +61,7 @@ def usage_message(error: BaseException | None) -> str | None:
             message = f'{error}: check the spelling of this option'
         elif isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
             message = f'{error.filename}: {error.strerror}'
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return message
 
 
@@ -69,6 +70,11 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     """Arguments of every tool that runs a model."""
     parser = config_parser(description)
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that hold more than weights; they can then run any code',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torchrun sets LOCAL_RANK; the older torch.distributed.launch passes an argument instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -253,18 +259,6 @@ def is_filled(path: Path) -> bool:
     return any(path.iterdir()) if path.is_dir() else path.is_file()
 
 
-def check_checkpoint(path: str | None) -> None:
-    """Raise ``UsageError`` if a local checkpoint does not exist or is damaged."""
-    if not path or '://' in path:
-        return
-    if not Path(path).is_file():
-        raise UsageError(
-            f'checkpoint {path} does not exist: give the path of a .pth file that training wrote'
-        )
-    if not is_checkpoint(Path(path)):
-        raise UsageError(f'checkpoint {path} is truncated or no checkpoint: get or write it again')
-
-
 # ------------------------------------------------------------------------------------------ running
 def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
     """The work folder: from the command line, else from the config, else named after it."""
@@ -286,8 +280,9 @@ def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Ru
             type=CPUDistributedDataParallel.__name__,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
+    load_safely(args.trust_checkpoint)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for hook in hooks:
+    for hook in (LoadReportHook(), *hooks):
         runner.register_hook(hook)
     return runner
 

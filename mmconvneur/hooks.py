@@ -11,13 +11,18 @@ from contextlib import ExitStack
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from .checkpoints import ATOMIC, RESUME_FILE
+from .errors import UsageError
 from .loops import EPOCH_POSITION
+from .models import ConvNeur
 from .registry import HOOKS
+from .weights.report import ENOUGH, compare
 
 AGREE_EVERY = 10  # iterations: agreeing makes a GPU wait for its queue
 
@@ -97,6 +102,41 @@ class ResumeHook(Hook):
     def _stop(self, number: int) -> None:
         self._logger.warning('Stopped: continue with the same command and --resume.')
         raise SystemExit(128 + number)
+
+
+@HOOKS.register_module()
+class LoadReportHook(Hook):
+    """Reports what a checkpoint filled of neck and heads; a ConvNeur backbone reports for itself.
+
+    Raises:
+        UsageError: If less than 95 % of the whole model, or of the checkpoint, finds its place.
+    """
+
+    priority = 'LOWEST'  # after EMAHook has chosen the weights
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model.module if isinstance(model, BaseTTAModel) else model
+        backbones = tuple(
+            f'{name}.' for name, module in model.named_modules() if isinstance(module, ConvNeur)
+        )
+        own = model.state_dict()
+        state = checkpoint.get('state_dict', checkpoint)
+        given = {key.removeprefix('module.'): value for key, value in state.items()}
+        report = compare(*(_without(backbones, tensors) for tensors in (own, given)))
+        failed = len(report.missing) + len(report.unexpected) + len(report.mismatched)
+        if failed > (1 - ENOUGH) * (len(own) + len(report.unexpected)):
+            raise UsageError(
+                f'the checkpoint is not of the model of the config: neck and heads have {report}; '
+                'give the config it was trained with, or a backbone alone as '
+                "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
+            )
+        level = logging.WARNING if failed else logging.INFO
+        runner.logger.log(level, f'{type(model).__name__}, neck and heads: {report}')
+
+
+def _without(prefixes: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
 
 
 @HOOKS.register_module()

@@ -9,6 +9,7 @@ package is imported the short name works in mmdet and mmseg as well.
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
 from mmengine.registry import Registry
 
 SCOPE = 'mmconvneur'
@@ -16,6 +17,12 @@ SCOPE = 'mmconvneur'
 MODELS = Registry('model', parent=ROOT_MODELS, scope=SCOPE, locations=['mmconvneur.models'])
 METRICS = Registry('metric', parent=ROOT_METRICS, scope=SCOPE, locations=['mmconvneur.evaluation'])
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope=SCOPE, locations=['mmconvneur.hooks'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor',
+    parent=ROOT_CONSTRUCTORS,
+    scope=SCOPE,
+    locations=['mmconvneur.optim'],
+)
 
 # Global branches share names with layers of other packages (NonLocal, CBAM): a tree of their own.
 MIXERS = Registry('global mixer', scope=SCOPE, locations=['mmconvneur.models'])

@@ -97,7 +97,20 @@ def test_learning_rate_is_meant_for_the_batch_of_the_header(name):
     gpus = re.search(r'# Hardware: (\d+) GPUs x 2 images', (CONFIGS / f'{name}.py').read_text())
     batch_size = cfg.train_dataloader.batch_size * (int(gpus[1]) if gpus else 1)
     assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=batch_size)
-    assert cfg.model.backbone.get('init_cfg') is None  # nothing to download
+
+
+@pytest.mark.parametrize('name', PROMISED)
+def test_sizes_of_convnext_start_from_its_weights_and_the_others_from_scratch(name):
+    backbone = load(name).model.backbone
+    full_names = dict(t='tiny', s='small', b='base')
+    header = (CONFIGS / f'{name}.py').read_text().split('_base_')[0]
+    if backbone.arch not in full_names:
+        assert backbone.get('init_cfg') is None and 'ConvNeXt' not in header
+        return
+    assert backbone.init_cfg.type == 'Pretrained' and backbone.init_cfg.prefix == 'backbone.'
+    file = backbone.init_cfg.checkpoint.rsplit('/', 1)[1]
+    assert file.startswith(f'convnext-{full_names[backbone.arch]}_3rdparty_32xb128-noema_in1k_')
+    assert f'starts from ConvNeXt-{backbone.arch.upper()} of ImageNet-1K' in header
 
 
 @pytest.mark.parametrize('name', FAMILIES)

@@ -15,7 +15,6 @@ from mmengine.runner import Runner
 
 from mmconvneur.cli import (
     build_runner,
-    check_checkpoint,
     check_data,
     common_parser,
     load_config,
@@ -25,6 +24,7 @@ from mmconvneur.cli import (
 )
 from mmconvneur.errors import UsageError
 from mmconvneur.hooks import ProgressBarHook
+from mmconvneur.weights.reading import locate
 
 
 @one_line_errors
@@ -40,8 +40,7 @@ def main() -> None:
     cfg = load_config(args)
     set_work_dir(cfg, args)
     check_data(cfg, 'test')
-    check_checkpoint(args.checkpoint)
-    cfg.load_from, cfg.resume = args.checkpoint, False
+    cfg.load_from, cfg.resume = str(locate(args.checkpoint)), False
     detection = cfg.default_scope == 'mmdet'
     if args.out and detection and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out {args.out}: for detection give the name of a .pkl file')

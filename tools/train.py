@@ -15,7 +15,6 @@ from mmengine.runner import Runner
 from mmconvneur.checkpoints import ATOMIC, latest_checkpoint
 from mmconvneur.cli import (
     build_runner,
-    check_checkpoint,
     check_data,
     common_parser,
     load_config,
@@ -26,6 +25,7 @@ from mmconvneur.cli import (
 from mmconvneur.errors import UsageError
 from mmconvneur.hooks import ProgressBarHook, ResumeHook
 from mmconvneur.loops import ResumableEpochLoop
+from mmconvneur.weights.reading import locate
 
 
 @one_line_errors
@@ -52,7 +52,8 @@ def main() -> None:
         scale_lr(cfg)
     if args.resume:
         resume(cfg, args.resume)
-    check_checkpoint(cfg.get('load_from'))
+    if cfg.get('load_from'):
+        cfg.load_from = str(locate(cfg.load_from))
     if args.tensorboard:
         use_tensorboard(cfg)
     if cfg.train_cfg.get('type') == 'EpochBasedTrainLoop' or cfg.train_cfg.pop('by_epoch', False):

@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 class GateFusion(nn.Module):
     """sigmoid(G) * F_loc: the global cue modulates, and is never added (ConvNeur)."""
 
+    start = 0.5  # of F_loc that passes while G is zero
+
     def __init__(self, dim: int) -> None:
         super().__init__()
 
@@ -22,6 +24,8 @@ class GateFusion(nn.Module):
 class AddFusion(nn.Module):
     """F_loc + G."""
 
+    start = 1.0
+
     def __init__(self, dim: int) -> None:
         super().__init__()
 
@@ -31,6 +35,8 @@ class AddFusion(nn.Module):
 
 class ConcatFusion(BaseModule):
     """W [F_loc, G] with a 1x1 convolution W that starts as [I, 0]."""
+
+    start = 1.0
 
     def __init__(self, dim: int) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import UsageError, check_choice
 from ..registry import MIXERS
 from .block import FUSIONS, ConvNeurBlock, LocalBlock
+from .loading import fit_state_dict, load_pretrained
 from .local_branch import LayerNorm2d, LocalBranch
 
 # m1-m4: fitted to the parameters and FLOPs that the paper reports (its widths and depths are not
@@ -83,7 +84,9 @@ class ConvNeur(BaseModule):
         fusion: str = 'gate',
         init_cfg: dict | Sequence[dict] | None = INIT_CFG,
     ) -> None:
-        super().__init__(init_cfg=list(init_cfg) if isinstance(init_cfg, tuple) else init_cfg)
+        init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+        self.pretrained = [cfg for cfg in init_cfgs if cfg['type'] == 'Pretrained']
+        super().__init__(init_cfg=[cfg for cfg in init_cfgs if cfg not in self.pretrained])
         arch = resolve_arch(arch)
         check_choice('fusion', fusion, FUSIONS)
         channels, depths = arch['channels'], arch['depths']
@@ -141,6 +144,18 @@ class ConvNeur(BaseModule):
                 outs.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(outs)
 
+    def init_weights(self) -> None:
+        first = not self.is_init
+        super().init_weights()
+        if first:
+            for cfg in self.pretrained:
+                load_pretrained(self, **{k: v for k, v in cfg.items() if k != 'type'})
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # Every way of loading passes here, inside a detector or a segmentor too.
+        fit_state_dict(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def train(self, mode: bool = True) -> ConvNeur:
         super().train(mode)
         self._freeze_stages()
@@ -159,6 +174,24 @@ class ConvNeur(BaseModule):
         ):
             module.eval()
             module.requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, and how many depths there are, for layer-wise decay.
+
+        The stem is depth 0. Three blocks of a stage make a depth, the downsampling before the stage
+        belongs to the first of them, and the last depth is the rest: output norms, other modules.
+        As in ConvNeXt (arXiv 2201.03545, appendix A): 6 groups of blocks in T, 12 in S and B.
+        """
+        groups = (-(-len(stage) // 3) for stage in self.stages)
+        first_depths = [*accumulate(groups, initial=1)]  # of each stage, then of the rest
+        last = first_depths.pop()
+        layer, *indices = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or layer not in ('downsample_layers', 'stages'):
+            return last, last + 1
+        stage = int(indices[0])
+        if layer == 'stages':
+            return first_depths[stage] + int(indices[1]) // 3, last + 1
+        return first_depths[stage] if stage else 0, last + 1
 
     def _check_input(self, x: Tensor) -> None:
         if x.dim() != 4:

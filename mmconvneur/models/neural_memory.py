@@ -198,6 +198,14 @@ class NeuralMemory(BaseModule):
         # The backbone's init_cfg has just filled every Linear as if it were an ordinary layer.
         self.reset_parameters()
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the initial memories M_0, for optimizer constructors.
+
+        M_0 is a point at which gradients are taken, not a map of features. Decay would draw it to
+        0, where the two matrices of a two-layer or gated inner model have no gradient.
+        """
+        return {f'initial.{i}' for i in range(len(self.initial))}
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x (B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a real pixel, 0 = padding.
 

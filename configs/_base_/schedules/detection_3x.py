@@ -1,4 +1,4 @@
-# 36 epochs, steps at 27 and 33.
+# 36 epochs, steps at 27 and 33; layer-wise learning-rate decay for a pretrained backbone.
 _base_ = 'detection_1x.py'
 max_epochs = 36
 train_cfg = dict(max_epochs=max_epochs)
@@ -8,3 +8,7 @@ param_scheduler = [
         type='MultiStepLR', by_epoch=True, begin=0, end=max_epochs, milestones=[27, 33], gamma=0.1
     ),
 ]
+optim_wrapper = dict(
+    constructor='mmconvneur.LayerDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(_delete_=True, decay_rate=0.95),
+)

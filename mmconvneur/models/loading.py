@@ -1,0 +1,133 @@
+"""From a state dict into a ConvNeur: layout recognised, neutral gates folded in, all reported."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING
+
+from mmengine.logging import print_log
+from mmengine.runner import load_state_dict
+from torch import Tensor
+
+from ..errors import UsageError
+from ..weights import LoadReport, Supplied, read_state_dict, recognise
+from ..weights.report import compare
+
+if TYPE_CHECKING:
+    from .convneur import ConvNeur
+
+FROM_SCRATCH = 'to start from scratch: --cfg-options model.backbone.init_cfg=None'
+STAGE = re.compile(r'(?:stages|downsample_layers)\.(\d+)\.')
+NOT_IN_CONVNEXT = ('.global_branch.', '.fusion.')
+
+
+def load_pretrained(backbone: ConvNeur, checkpoint: str, prefix: str | None = None) -> None:
+    """Fill a backbone from the file of an ``init_cfg=dict(type='Pretrained', ...)``.
+
+    Args:
+        backbone: What is filled.
+        checkpoint: Path or URL.
+        prefix: Where in the file the backbone is; default: found by looking at the keys.
+
+    Raises:
+        UsageError: If the file cannot be read safely, or does not fit.
+    """
+    try:
+        state = read_state_dict(checkpoint)
+    except UsageError as error:
+        raise UsageError(f'{error}; {FROM_SCRATCH}') from None
+    if prefix:
+        prefix = prefix.rstrip('.') + '.'
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if not state:
+            raise UsageError(
+                f'checkpoint {checkpoint} has no key that starts with {prefix!r}: leave prefix '
+                'out, it is found by looking at the keys'
+            )
+    load_state_dict(backbone, state)
+
+
+def fit_state_dict(
+    backbone: ConvNeur, state_dict: MutableMapping[str, Tensor], prefix: str
+) -> LoadReport:
+    """Rewrite the entries of ``state_dict`` under ``prefix`` to those of a backbone, and report.
+
+    A network without global branches (a ConvNeXt, or a ConvNeur of ``global_mixer=None``) starts
+    one with them so that it computes the same: their gates start at 1/2, so the layer scale of
+    their blocks is doubled. What such a network cannot supply keeps its initial value.
+
+    Raises:
+        UsageError: If less than 95 % of what the source can supply, or has, finds its place.
+    """
+    given = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+    inside = {k.removeprefix(prefix): v for k, v in given.items()}
+    supplied = recognise(inside)
+    own = backbone.state_dict()
+    new = [] if supplied.has_global_branch else _without_source(own, supplied)
+    tensors = _folded(backbone, supplied) if new else supplied.tensors
+    not_built = [name for name in tensors if not _is_built(backbone, name)]
+    report = compare(own, tensors, new, unused=not_built)
+    report = report._replace(unused=report.unused + supplied.unused)
+    if not report.enough:
+        raise UsageError(_too_little(own, inside, supplied, report))
+    level = logging.INFO if report.complete else logging.WARNING
+    print_log(f'ConvNeur from {supplied.layout}: {report}', 'current', level)
+    for key in given:
+        del state_dict[key]
+    kept = {name: own[name] for name in report.new}
+    kept |= {name: value for name, value in tensors.items() if name not in report.unused}
+    state_dict.update({prefix + name: value for name, value in kept.items()})
+    return report
+
+
+def _without_source(own: Mapping[str, Tensor], supplied: Supplied) -> list[str]:
+    """What a network without global branches has not; a classifier has no norms of its maps."""
+    norms = supplied.layout != 'ConvNeur'
+    return [
+        name
+        for name in own
+        if any(part in name for part in NOT_IN_CONVNEXT)
+        or norms
+        and name.startswith('norm')
+        and name not in supplied.tensors
+    ]
+
+
+def _folded(backbone: ConvNeur, supplied: Supplied) -> dict[str, Tensor]:
+    """The tensors with layer scales divided by what the fusion of their block starts with."""
+    tensors = dict(supplied.tensors)
+    for name, block in backbone.named_modules():
+        gamma = f'{name}.local_branch.layer_scale'
+        if hasattr(block, 'fusion') and gamma in tensors:
+            tensors[gamma] = tensors[gamma] / block.fusion.start
+    return tensors
+
+
+def _is_built(backbone: ConvNeur, name: str) -> bool:
+    if match := STAGE.match(name):
+        return int(match[1]) < len(backbone.stages)
+    return hasattr(backbone, name.split('.')[0])
+
+
+def _too_little(
+    own: Mapping[str, Tensor], inside: Mapping[str, Tensor], supplied: Supplied, report: LoadReport
+) -> str:
+    theirs, ours = sizes(supplied.tensors), sizes(own)
+    lost = [*report.missing, *report.mismatched, *report.unexpected][0]
+    return (
+        f'the checkpoint ({supplied.layout}) fits {report.share:.0%} of this ConvNeur: {report}; '
+        f'it has channels, depths {theirs} and the model {ours}, keys like {next(iter(inside))} '
+        f'and the model {lost}: choose arch and global_mixer that belong to the checkpoint'
+    )
+
+
+def sizes(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and depths of the stages whose tensors, under ConvNeur's names, are given."""
+    scales = re.compile(r'stages\.(\d+)\.\d+\.local_branch\.layer_scale')
+    found = [(int(m[1]), v) for k, v in tensors.items() if (m := scales.fullmatch(k))]
+    depths = Counter(stage for stage, _ in found)
+    channels = {stage: value.numel() for stage, value in found}
+    return tuple(channels[i] for i in sorted(channels)), tuple(depths[i] for i in sorted(depths))

@@ -1,0 +1,136 @@
+"""What the tools say of a checkpoint, and what they refuse."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.runner import Runner
+from steps import SAMPLE_CONFIGS, build
+from test_tools import DETECTION, SEGMENTATION, failing
+from test_weights import Touch, counts
+
+from mmconvneur import UsageError
+from mmconvneur.hooks import LoadReportHook
+from mmconvneur.weights.reading import load_safely
+
+
+@pytest.fixture(scope='module')
+def detector():
+    return build(Config.fromfile(SAMPLE_CONFIGS['mmdet']))
+
+
+class OneRunner:
+    """As much of a Runner as a hook sees while it loads."""
+
+    def __init__(self, model) -> None:
+        self.model, self.logger = model, logging.getLogger('report')
+
+
+def report(model, state: dict, caplog) -> str:
+    caplog.clear()
+    with caplog.at_level(logging.INFO, 'report'):
+        LoadReportHook().after_load_checkpoint(OneRunner(model), dict(state_dict=state))
+    (record,) = caplog.records
+    return record.getMessage()
+
+
+def test_neck_and_heads_are_counted_apart_from_the_backbone(detector, caplog):
+    state = detector.state_dict()
+    heads = [name for name in state if not name.startswith('backbone.')]
+    line = report(detector, {f'module.{k}': v for k, v in state.items()}, caplog)
+    assert line.startswith('MaskRCNN, neck and heads: ')
+    assert counts(line) == [len(heads), 0, 0, 0, 0, 0]
+
+    other_classes = copy.deepcopy(state)  # fine-tuning: another number of classes
+    for name in ('bbox_head.fc_cls', 'bbox_head.fc_reg', 'mask_head.conv_logits'):
+        for part in ('weight', 'bias'):
+            key = f'roi_head.{name}.{part}'
+            other_classes[key] = other_classes[key][:-1]
+    line = report(detector, other_classes, caplog)
+    assert counts(line) == [len(heads) - 6, 0, 0, 0, 6, 0]
+    assert caplog.records[0].levelname == 'WARNING'
+
+
+def test_a_backbone_alone_is_no_detector(detector, caplog):
+    state = {k: v for k, v in detector.state_dict().items() if k.startswith('backbone.')}
+    with pytest.raises(UsageError, match=r'not of the model of the config.*init_cfg='):
+        report(detector, state, caplog)
+
+
+@pytest.mark.parametrize(
+    ('make', 'parts'),
+    [
+        (lambda tmp: dict(state_dict={'a': Touch(tmp / 'made')}), ['posix.system', '--trust-']),
+        (
+            lambda tmp: dict(state_dict={'layer1.0.conv1.weight': torch.zeros(3)}),
+            ['layer1.0.conv1'],
+        ),
+        (
+            lambda tmp: dict(
+                state_dict=build(Config.fromfile(SAMPLE_CONFIGS['mmseg'])).state_dict()
+            ),
+            ['neck and heads', 'decode_head.conv_seg'],
+        ),
+    ],
+    ids=['malicious', 'resnet', 'segmentor'],
+)
+def test_test_py_refuses(make, parts, sample_dir, tmp_path, monkeypatch, capsys):
+    torch.save(make(tmp_path), tmp_path / 'a.pth')
+    monkeypatch.chdir(sample_dir)
+    message = failing(
+        monkeypatch, capsys, 'test', DETECTION, tmp_path / 'a.pth', '--work-dir', tmp_path / 'work'
+    )
+    for part in parts:
+        assert part in message, message
+    assert not (tmp_path / 'made').exists()
+
+
+@pytest.mark.parametrize(
+    ('checkpoint', 'part'),
+    [
+        ('https://127.0.0.1:9/a.pth', 'cannot be downloaded'),
+        ('nowhere.pth', 'nowhere.pth does not exist'),
+    ],
+)
+def test_train_py_says_how_to_start_without_pretrained_weights(
+    checkpoint, part, sample_dir, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(sample_dir)
+    message = failing(
+        *(monkeypatch, capsys, 'train', SEGMENTATION, '--work-dir', tmp_path, '--cfg-options'),
+        'model.backbone.init_cfg.type=Pretrained',
+        f'model.backbone.init_cfg.checkpoint={checkpoint}',
+    )
+    assert part in message and '--cfg-options model.backbone.init_cfg=None' in message
+
+
+def test_ema_weights_are_reported_as_loaded(sample_dir, tmp_path, monkeypatch):
+    """A run with EMAHook is resumed and tested; its file holds two sets of weights."""
+    cfg = Config.fromfile(SAMPLE_CONFIGS['mmseg'])
+    cfg.model.backbone.arch = dict(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+    cfg.model.decode_head.update(in_channels=[8, 16, 24, 32], channels=8)
+    cfg.model.auxiliary_head.update(in_channels=24, channels=8)
+    cfg.merge_from_dict({
+        'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'param_scheduler': None,
+        'work_dir': str(tmp_path), 'custom_hooks': [dict(type='EMAHook', momentum=0.5)],
+        'default_hooks.checkpoint.interval': 2, 'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False, 'experiment_name': 'ema',
+    })  # fmt: skip
+    monkeypatch.chdir(sample_dir)
+    load_safely(trust=False)
+    Runner.from_cfg(cfg).train()
+    file = torch.load(tmp_path / 'iter_2.pth', weights_only=False)
+    assert {'state_dict', 'ema_state_dict'} <= set(file)
+
+    cfg.load_from, cfg.experiment_name = str(tmp_path / 'iter_2.pth'), 'ema_test'
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(LoadReportHook())
+    runner.test()
+    (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    for name, value in ema.ema_model.module.state_dict().items():
+        assert torch.equal(value, file['state_dict'][name]), name

@@ -1,0 +1,449 @@
+"""Starting from other networks' weights, and knowing what was loaded."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import logging
+import os
+import re
+import runpy
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer, MMLogger
+from safetensors.torch import save_file
+from steps import ROOT, SAMPLE_CONFIGS, build
+from torch import nn
+from transformers import (
+    ConvNextBackbone,
+    ConvNextConfig,
+    ConvNextForImageClassification,
+    ConvNextModel,
+)
+
+from mmconvneur import ConvNeur, UsageError
+from mmconvneur.weights import read_checkpoint, read_state_dict, recognise
+from mmconvneur.weights.reading import fetch
+
+CHANNELS, DEPTHS = (8, 12, 20, 28), (2, 1, 3, 1)
+ARCH = dict(channels=CHANNELS, depths=DEPTHS)
+BLOCKS = sum(DEPTHS)
+LOCAL = 2 * 2 + 3 * 2 * 2 + BLOCKS * 9  # tensors of stem, downsampling and blocks
+NORMS = 2 * 4
+CONFIG = dict(
+    hidden_sizes=list(CHANNELS),
+    depths=list(DEPTHS),
+    out_features=[f'stage{i + 1}' for i in range(4)],
+    layer_scale_init_value=1.0,
+)
+SIZES = [(64, 96), (67, 101), (223, 33)]
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+    return model.eval()
+
+
+@pytest.fixture(scope='module')
+def source() -> ConvNextBackbone:
+    """An independent implementation with random weights."""
+    return randomised(ConvNextBackbone(ConvNextConfig(**CONFIG)))
+
+
+def assert_same_maps(backbone: ConvNeur, source: ConvNextBackbone, atol: float = 1e-5) -> None:
+    backbone.eval()
+    for height, width in SIZES:
+        image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(height))
+        with torch.no_grad():
+            expected, actual = source(image).feature_maps, backbone(image)
+        for ours, theirs in zip(actual, expected, strict=True):
+            assert theirs.std() > 0.05
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+# ----------------------------------------------------- the layouts, written out from Hugging Face's
+def renamed(state: dict, *pairs: tuple[str, str]) -> dict:
+    """`state` with each key rewritten by the first pattern that matches the whole of it."""
+    result = {}
+    for key, value in state.items():
+        for pattern, name in pairs:
+            if match := re.fullmatch(pattern, key):
+                result[name(match) if callable(name) else match.expand(name)] = value
+                break
+    return result
+
+
+BLOCK = r'encoder\.stages\.(\d)\.layers\.(\d)\.'
+LAYOUTS = {
+    'official repository': [
+        (r'embeddings\.patch_embeddings\.(.*)', r'downsample_layers.0.0.\1'),
+        (r'embeddings\.layernorm\.(.*)', r'downsample_layers.0.1.\1'),
+        (r'encoder\.stages\.(\d)\.downsampling_layer\.(.*)', r'downsample_layers.\1.\2'),
+        (BLOCK + r'layernorm\.(.*)', r'stages.\1.\2.norm.\3'),
+        (BLOCK + 'layer_scale_parameter', r'stages.\1.\2.gamma'),
+        (BLOCK + '(.*)', r'stages.\1.\2.\3'),
+    ],
+    'mmpretrain': [
+        (r'embeddings\.patch_embeddings\.(.*)', r'downsample_layers.0.0.\1'),
+        (r'embeddings\.layernorm\.(.*)', r'downsample_layers.0.1.\1'),
+        (r'encoder\.stages\.(\d)\.downsampling_layer\.(.*)', r'downsample_layers.\1.\2'),
+        (BLOCK + r'layernorm\.(.*)', r'stages.\1.\2.norm.\3'),
+        (BLOCK + 'layer_scale_parameter', r'stages.\1.\2.gamma'),
+        (BLOCK + r'dwconv\.(.*)', r'stages.\1.\2.depthwise_conv.\3'),
+        (BLOCK + r'pwconv(\d)\.(.*)', r'stages.\1.\2.pointwise_conv\3.\4'),
+        (r'hidden_states_norms\.stage(\d)\.(.*)', lambda m: f'norm{int(m[1]) - 1}.{m[2]}'),
+    ],
+    'timm': [
+        (r'embeddings\.patch_embeddings\.(.*)', r'stem.0.\1'),
+        (r'embeddings\.layernorm\.(.*)', r'stem.1.\1'),
+        (r'encoder\.stages\.(\d)\.downsampling_layer\.(.*)', r'stages.\1.downsample.\2'),
+        (BLOCK + r'layernorm\.(.*)', r'stages.\1.blocks.\2.norm.\3'),
+        (BLOCK + 'layer_scale_parameter', r'stages.\1.blocks.\2.gamma'),
+        (BLOCK + r'dwconv\.(.*)', r'stages.\1.blocks.\2.conv_dw.\3'),
+        (BLOCK + r'pwconv(\d)\.(.*)', r'stages.\1.blocks.\2.mlp.fc\3.\4'),
+    ],
+    'torchvision': [
+        (r'embeddings\.patch_embeddings\.(.*)', r'features.0.0.\1'),
+        (r'embeddings\.layernorm\.(.*)', r'features.0.1.\1'),
+        (
+            r'encoder\.stages\.(\d)\.downsampling_layer\.(.*)',
+            lambda m: f'features.{2 * int(m[1])}.{m[2]}',
+        ),
+        (
+            BLOCK + '(dwconv|layernorm|pwconv1|pwconv2)(.*)',
+            lambda m: (
+                f'features.{2 * int(m[1]) + 1}.{m[2]}.block.'
+                f'{dict(dwconv=0, layernorm=2, pwconv1=3, pwconv2=5)[m[3]]}{m[4]}'
+            ),
+        ),
+        (
+            BLOCK + 'layer_scale_parameter',
+            lambda m: f'features.{2 * int(m[1]) + 1}.{m[2]}.layer_scale',
+        ),
+    ],
+    'Hugging Face': [('(.*)', r'\1')],
+}
+CLASSIFIERS = {
+    'official repository': ['norm.weight', 'norm.bias', 'head.weight', 'head.bias'],
+    'mmpretrain': ['head.fc.weight', 'head.fc.bias'],
+    'timm': ['head.norm.weight', 'head.norm.bias', 'head.fc.weight', 'head.fc.bias'],
+    'torchvision': ['classifier.0.weight', 'classifier.2.weight', 'classifier.2.bias'],
+    'Hugging Face': ['layernorm.weight', 'layernorm.bias'],
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
+def test_every_layout_gives_the_maps_of_its_source(layout, prefix, source):
+    state = renamed(source.state_dict(), *LAYOUTS[layout])
+    has_norms = layout in ('mmpretrain', 'Hugging Face')
+    assert len(state) == LOCAL + NORMS * has_norms
+    if layout == 'torchvision':  # layer scales of shape (C, 1, 1)
+        state = {k: v[:, None, None] if 'layer_scale' in k else v for k, v in state.items()}
+    if layout == 'mmpretrain':  # 1x1 convolutions in place of linear layers
+        state = {k: v[..., None, None] if re.search(r'pointwise.*weight', k) else v
+                 for k, v in state.items()}  # fmt: skip
+    state |= {key: torch.zeros(3) for key in CLASSIFIERS[layout]}
+    backbone = ConvNeur(ARCH)
+    backbone.load_state_dict({prefix + key: value for key, value in state.items()})
+    if not has_norms:  # a classifier has none: they start as 1 and 0, and the source's are set
+        for i in range(4):
+            norm, theirs = (
+                getattr(backbone, f'norm{i}'),
+                source.hidden_states_norms[f'stage{i + 1}'],
+            )
+            assert norm.weight.eq(1).all() and norm.bias.eq(0).all()
+            norm.load_state_dict(theirs.state_dict())
+    assert_same_maps(backbone, source)
+
+
+@pytest.mark.parametrize('kind', [ConvNextModel, ConvNextForImageClassification])
+def test_hugging_face_models_start_a_backbone_as_they_are(kind):
+    model = randomised(kind(ConvNextConfig(**CONFIG)))
+    backbone = ConvNeur(ARCH).eval()
+    backbone.load_state_dict(model.state_dict())
+    for height, width in SIZES:
+        image = torch.randn(1, 3, height, width, generator=torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            expected = model(image, output_hidden_states=True).hidden_states[1:]
+            actual = backbone(image)
+        for ours, theirs in zip(actual, expected, strict=True):
+            mean = theirs.mean(1, keepdim=True)
+            deviation = theirs.var(1, keepdim=True, unbiased=False).add(1e-6).sqrt()
+            torch.testing.assert_close(ours, (theirs - mean) / deviation, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('options', [
+    dict(global_mixer=None), dict(fusion='add'), dict(fusion='concat'), dict(placement='block'),
+    dict(placement=[2]), dict(out_indices=(0, 2)), dict(out_indices=(1,)),
+], ids=str)  # fmt: skip
+def test_starts_as_the_source_whatever_the_global_branch(options, source):
+    backbone = ConvNeur(ARCH, **options)
+    backbone.load_state_dict(source.state_dict())
+    image = torch.randn(1, 3, 67, 101, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, actual = source(image).feature_maps, backbone.eval()(image)
+    for i, ours in zip(backbone.out_indices, actual, strict=True):
+        torch.testing.assert_close(ours, expected[i], rtol=0, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------- files and init_cfg
+def test_init_cfg_reads_pth_and_safetensors_and_finds_the_prefix(source, tmp_path):
+    state = {key: value.contiguous() for key, value in source.state_dict().items()}
+    save_file(state, tmp_path / 'a.safetensors')
+    torch.save(dict(model={f'backbone.{k}': v for k, v in state.items()}), tmp_path / 'b.pth')
+    for name, prefix in [('a.safetensors', None), ('b.pth', None), ('b.pth', 'backbone')]:
+        init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / name))
+        backbone = ConvNeur(ARCH, init_cfg=init_cfg | (dict(prefix=prefix) if prefix else {}))
+        backbone.init_weights()
+        assert_same_maps(backbone, source)
+    backbone = ConvNeur(ARCH, init_cfg=init_cfg | dict(prefix='encoder.'))
+    with pytest.raises(UsageError, match=r"no key that starts with 'encoder\.'.*leave prefix out"):
+        backbone.init_weights()
+
+
+def test_a_converted_file_gives_the_same_maps(source, tmp_path, monkeypatch, capsys):
+    given, converted = tmp_path / 'in.pth', tmp_path / 'out.pth'
+    torch.save(dict(state_dict=source.state_dict(), optimizer=dict(lr=1)), given)
+    monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', str(given), str(converted)])
+    runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'), run_name='__main__')
+    assert f'{LOCAL + NORMS} tensors, 0 left out' in capsys.readouterr().out
+    file = torch.load(converted, weights_only=True)
+    assert file['meta']['arch'] == dict(channels=CHANNELS, depths=DEPTHS)
+    for options in (dict(), dict(global_mixer=None)):
+        init_cfg = dict(type='Pretrained', checkpoint=str(converted))
+        backbone = ConvNeur(ARCH, init_cfg=init_cfg, **options)
+        backbone.init_weights()
+        assert_same_maps(backbone, source)
+
+
+def test_a_convnext_detector_starts_the_backbone_of_a_detector(source):
+    cfg = Config.fromfile(SAMPLE_CONFIGS['mmdet'])
+    cfg.model.backbone.update(arch=ARCH)
+    cfg.model.neck.in_channels = list(CHANNELS)
+    detector = build(cfg)
+    heads = {k: v for k, v in detector.state_dict().items() if not k.startswith('backbone.')}
+    backbone = renamed(source.state_dict(), *LAYOUTS['mmpretrain'])
+    detector.load_state_dict(heads | {f'backbone.{k}': v for k, v in backbone.items()})
+    assert_same_maps(detector.backbone, source)
+
+
+# --------------------------------------------------------------------------------- the load report
+@contextmanager
+def logged() -> Iterator[list[str]]:
+    """The lines about ConvNeur that are logged inside."""
+    lines = []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+    lines[:] = [line for line in lines if line.startswith('ConvNeur from')]
+
+
+def report_of(backbone: ConvNeur, state: dict) -> str:
+    with logged() as lines:
+        backbone.load_state_dict(state, strict=False)
+    (line,) = lines
+    return line
+
+
+def counts(line: str) -> list[int]:
+    words = ('matched', 'newly initialised', 'missing', 'unexpected', 'shape mismatched', 'unused')
+    return [int(re.search(rf'(\d+) {word}', line)[1]) for word in words]
+
+
+def test_the_report_counts_every_kind(source):
+    memory = [k for k in ConvNeur(ARCH).state_dict() if '.global_branch.' in k]
+    line = report_of(ConvNeur(ARCH), source.state_dict())
+    assert line.startswith('ConvNeur from ConvNeXt (Hugging Face): ')
+    assert counts(line) == [LOCAL + NORMS, len(memory), 0, 0, 0, 0]
+    assert 'stages.0.0.global_branch.reduce.weight' in line
+
+    own = ConvNeur(ARCH).state_dict()
+    assert counts(report_of(ConvNeur(ARCH), own)) == [len(own), 0, 0, 0, 0, 0]
+    changed = dict(own) | {'stages.0.0.extra': torch.zeros(1), 'head.weight': torch.zeros(1)}
+    del changed['norm2.weight'], changed['norm2.bias']
+    line = report_of(ConvNeur(ARCH), changed)
+    assert counts(line) == [len(own) - 2, 0, 2, 1, 0, 1]
+    assert 'norm2.weight, norm2.bias' in line and 'head.weight' in line
+
+    local = ConvNeur(ARCH, global_mixer=None).state_dict()
+    assert counts(report_of(ConvNeur(ARCH), local)) == [len(local), len(memory), 0, 0, 0, 0]
+    last = ConvNeur(ARCH, out_indices=(0, 1))
+    not_built = (
+        LOCAL + NORMS - len(ConvNeur(ARCH, global_mixer=None, out_indices=(0, 1)).state_dict())
+    )
+    assert counts(report_of(last, source.state_dict()))[-1] == not_built
+
+
+def test_another_number_of_image_channels_is_reported_and_the_rest_loaded(source, tmp_path):
+    torch.save(source.state_dict(), tmp_path / 'a.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    backbone = ConvNeur(ARCH, in_channels=5, init_cfg=init_cfg)
+    with logged() as lines:
+        backbone.init_weights()
+    (line,) = lines
+    assert counts(line)[4] == 1 and 'downsample_layers.0.0.weight' in line
+    torch.testing.assert_close(
+        backbone.stages[0][1].local_branch.expand.weight,
+        source.encoder.stages[0].layers[1].pwconv1.weight,
+    )
+
+
+def test_a_memory_of_another_kind_is_refused(source):
+    own = ConvNeur(ARCH).state_dict()
+    with pytest.raises(
+        UsageError, match=r'fits \d+% of this ConvNeur.*choose arch and global_mixer'
+    ):
+        ConvNeur(ARCH, global_mixer=None).load_state_dict(own, strict=False)
+
+
+def larger(source, **changes):
+    return randomised(ConvNextBackbone(ConvNextConfig(**CONFIG | changes))).state_dict()
+
+
+@pytest.mark.parametrize(('make', 'message'), [
+    (lambda s: larger(s, depths=[2, 1, 9, 1]), r'unexpected \(stages\.2\.3\..*\(2, 1, 9, 1\)'),
+    (lambda s: larger(s, depths=[2, 1, 1, 1]), r'missing \(stages\.2\.1\..*\(2, 1, 1, 1\)'),
+    (lambda s: larger(s, hidden_sizes=[8, 12, 20, 30]), r'shape mismatched.*\(8, 12, 20, 30\)'),
+    (lambda s: dict(s) | {'encoder.stages.0.layers.0.grn.weight': torch.zeros(3)}, 'ConvNeXt V2'),
+    (lambda s: dict(s) | {'encoder.stages.0.layers.0.layernorm.running_mean': torch.zeros(3)},
+     'batch norm'),
+    (lambda s: {'layer1.0.conv1.weight': torch.zeros(3)},
+     r'like layer1\.0\.conv1\.weight, where ConvNeur has stages\.0\.0\.local_branch.*timm'),
+    (lambda s: {}, 'none at all'),
+    (lambda s: {f'{p}.{k}': v for p in ('a', 'b') for k, v in s.items()}, "one of 'a.', 'b.'"),
+], ids=['deeper', 'shallower', 'wider', 'v2', 'bn', 'resnet', 'empty', 'two'])  # fmt: skip
+def test_what_does_not_fit_is_refused_in_one_line(make, message, source):
+    backbone = ConvNeur(ARCH)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    with pytest.raises(UsageError, match=message) as refused:
+        backbone.load_state_dict(make(source.state_dict()), strict=False)
+    assert '\n' not in str(refused.value)
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_two_backbones_in_one_file_are_told_apart_by_prefix(source):
+    state = {f'{p}.{k}': v for p in ('a', 'b') for k, v in source.state_dict().items()}
+    supplied = recognise(state, prefix='b.')
+    assert len(supplied.tensors) == LOCAL + NORMS == len(supplied.unused)
+
+
+# ------------------------------------------------------------------------------------ safe reading
+class Touch:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f'touch {self.path}',)
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+def test_a_malicious_pickle_does_not_run(zipped, tmp_path):
+    file, made = tmp_path / 'evil.pth', tmp_path / 'made'
+    torch.save(dict(state_dict={'a': Touch(made)}), file, _use_new_zipfile_serialization=zipped)
+    for read in (read_checkpoint, read_state_dict):
+        with pytest.raises(UsageError, match=r'posix\.system.*--trust-checkpoint'):
+            read(file)
+    backbone = ConvNeur(ARCH, init_cfg=dict(type='Pretrained', checkpoint=str(file)))
+    with pytest.raises(UsageError, match='--trust-checkpoint'):
+        backbone.init_weights()
+    assert not made.exists()
+    read_checkpoint(file, trust=True)
+    assert made.exists()
+
+
+def test_getattr_is_open_for_log_buffers_alone(tmp_path):
+    class Reach:
+        def __reduce__(self):
+            return getattr, (torch.Tensor, 'backward')
+
+    torch.save(dict(a=Reach()), tmp_path / 'a.pth')
+    with pytest.raises(UsageError, match='holds more than tensors'):
+        read_checkpoint(tmp_path / 'a.pth')
+    buffer = HistoryBuffer([1.0, 2.0], [1, 1])
+    torch.save(dict(buffer=buffer), tmp_path / 'b.pth')
+    assert read_checkpoint(tmp_path / 'b.pth')['buffer'].mean() == 1.5
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_a_damaged_file_is_named(suffix, source, tmp_path):
+    file = tmp_path / f'a{suffix}'
+    state = {key: value.contiguous() for key, value in source.state_dict().items()}
+    torch.save(state, file) if suffix == '.pth' else save_file(state, file)
+    content = file.read_bytes()
+    file.write_bytes(content[:-1000])
+    with pytest.raises(UsageError, match=rf'{file} is (truncated|corrupt)'):
+        read_checkpoint(file)
+    if suffix == '.pth':  # whole as an archive, spoilt inside
+        middle = content.index(b'data.pkl') + 64
+        file.write_bytes(content[:middle] + b'\xff' * 64 + content[middle + 64 :])
+        with pytest.raises(UsageError, match=f'{file} '):
+            read_checkpoint(file)
+    with pytest.raises(UsageError, match='does not exist'):
+        read_checkpoint(tmp_path / f'b{suffix}')
+
+
+def test_a_file_without_weights_is_named(tmp_path):
+    torch.save(dict(state_dict=dict(a=1)), tmp_path / 'a.pth')
+    with pytest.raises(UsageError, match='holds no state dict'):
+        read_state_dict(tmp_path / 'a.pth')
+
+
+# -------------------------------------------------------------------------------------- downloads
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """The URL of a folder that is served, beside an empty download cache."""
+    folder = tmp_path / 'served'
+    folder.mkdir()
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'cache'))
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield folder, f'http://127.0.0.1:{served.server_port}'
+        served.shutdown()
+
+
+def test_a_download_is_verified_and_kept(server, source, tmp_path, capfd):
+    folder, url = server
+    torch.save(source.state_dict(), folder / 'a.pth')
+    digest = sha256((folder / 'a.pth').read_bytes()).hexdigest()
+    good, bad = f'a-{digest[:8]}.pth', 'a-00000000.pth'
+    (folder / bad).write_bytes((folder / 'a.pth').read_bytes())
+    (folder / 'a.pth').rename(folder / good)
+
+    backbone = ConvNeur(ARCH, init_cfg=dict(type='Pretrained', checkpoint=f'{url}/{good}'))
+    backbone.init_weights()
+    assert_same_maps(backbone, source)
+    assert '100%' in capfd.readouterr().err  # a bar
+    (folder / good).unlink()
+    assert fetch(f'{url}/{good}') == tmp_path / 'cache' / 'checkpoints' / good
+    with pytest.raises(UsageError, match='hash'):
+        fetch(f'{url}/{bad}')
+    with pytest.raises(UsageError, match=r'cannot be downloaded \(.*404.*put it at'):
+        fetch(f'{url}/none.pth')
+    assert [path.name for path in (tmp_path / 'cache' / 'checkpoints').iterdir()] == [good]
+
+
+def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path))
+    with pytest.raises(UsageError) as refused:
+        checkpoint = 'https://127.0.0.1:9/convnext-tiny-795e9634.pth'
+        ConvNeur(ARCH, init_cfg=dict(type='Pretrained', checkpoint=checkpoint)).init_weights()
+    message = str(refused.value)
+    assert f'put it at {tmp_path}/checkpoints/convnext-tiny-795e9634.pth' in message
+    assert '--cfg-options model.backbone.init_cfg=None' in message
