@@ -24,7 +24,7 @@ from urllib.parse import urlparse
 from urllib.request import url2pathname
 
 TESTED = {
-    'torch': '>=2.4,<2.14',
+    'torch': '>=2.6,<2.14',
     'onedl-mmengine': '>=0.10.12,<0.11',
     'onedl-mmcv': '>=2.3.6,<2.4',
     'onedl-mmdetection': '>=3.5.1,<3.6',

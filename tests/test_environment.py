@@ -78,7 +78,7 @@ def test_other_family_is_good_but_untested(tmp_path):
 @pytest.mark.parametrize(
     'dist, version, notes',
     [
-        ('torch', '2.4.0', 0),
+        ('torch', '2.6.0', 0),
         ('torch', '2.14.0', 1),
         ('torch', '2.3.1', 1),
         ('onedl-mmcv', '2.3.9', 0),
@@ -281,4 +281,4 @@ def test_untested_versions_are_warned_about_once_they_load(tmp_path):
     (tmp_path / 'mmcv' / '_ext' / '__init__.py').touch()
     done = run_in(tmp_path)
     assert done.returncode == 0
-    assert 'torch 2.14.0 is untested here; tested is torch >=2.4,<2.14' in done.stderr
+    assert 'torch 2.14.0 is untested here; tested is torch >=2.6,<2.14' in done.stderr

@@ -34,18 +34,21 @@ tta_pipeline = [
         ],
     ),
 ]
+dataset = dict(
+    type='BaseSegDataset',
+    data_root='data/sample',
+    metainfo=metainfo,
+    img_suffix='.png',
+    seg_map_suffix='.png',
+    reduce_zero_label=True,
+)
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
-        type='BaseSegDataset',
-        data_root='data/sample',
-        metainfo=metainfo,
-        img_suffix='.png',
-        seg_map_suffix='.png',
-        reduce_zero_label=True,
+        **dataset,
         data_prefix=dict(img_path='images/train', seg_map_path='semantic/train'),
         pipeline=train_pipeline,
     ),
@@ -56,12 +59,7 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='BaseSegDataset',
-        data_root='data/sample',
-        metainfo=metainfo,
-        img_suffix='.png',
-        seg_map_suffix='.png',
-        reduce_zero_label=True,
+        **dataset,
         data_prefix=dict(img_path='images/val', seg_map_path='semantic/val'),
         pipeline=test_pipeline,
     ),

@@ -1,19 +1,10 @@
 # A network of two stages with 3 x 3 kernels and a head of 1 x 1 convolutions (SegFormer's,
 # arXiv 2105.15203). Interpolation included, a pixel depends through convolutions on at most 29
 # pixels to each side; in the task cue the nearest mark is 33 away.
+_base_ = 'encoder_decoder.py'
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        size=(128, 128),
-        pad_val=0,
-        seg_pad_val=255,
-    ),
+    data_preprocessor=dict(size=(128, 128)),
     backbone=dict(
-        type='mmconvneur.ConvNeur',
         arch=dict(channels=(48, 96), depths=(2, 1), mlp_ratio=3, kernel_size=3),
         out_indices=(0, 1),
         init_cfg=None,

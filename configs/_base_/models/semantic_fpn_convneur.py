@@ -1,16 +1,7 @@
 # Semantic FPN (arXiv 1901.02446).
+_base_ = 'encoder_decoder.py'
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        size=(512, 512),
-        pad_val=0,
-        seg_pad_val=255,
-    ),
-    backbone=dict(type='mmconvneur.ConvNeur', arch='t'),
+    backbone=dict(arch='t'),
     neck=dict(type='FPN', in_channels=[96, 192, 384, 768], out_channels=256, num_outs=4),
     decode_head=dict(
         type='FPNHead',

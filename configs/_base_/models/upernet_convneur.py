@@ -1,17 +1,8 @@
 # UperNet (arXiv 1807.10221) with the auxiliary FCN head on stage 3.
+_base_ = 'encoder_decoder.py'
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(
-    type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        size=(512, 512),
-        pad_val=0,
-        seg_pad_val=255,
-    ),
-    backbone=dict(type='mmconvneur.ConvNeur', arch='t'),
+    backbone=dict(arch='t'),
     decode_head=dict(
         type='UPerHead',
         in_channels=[96, 192, 384, 768],
