@@ -23,8 +23,16 @@ setup(
     description='ConvNeur, a backbone with a neural memory, for MMDetection and MMSegmentation',
     license='Apache-2.0',
     packages=find_packages(include=['mmconvneur', 'mmconvneur.*']),
-    # .mim holds links to configs/ and tools/; the wheel gets the files themselves.
-    package_data={'mmconvneur': ['.mim/configs/**/*.py', '.mim/tools/*.py']},
+    # .mim holds links to these files and folders; the wheel gets the files themselves.
+    package_data={
+        'mmconvneur': [
+            '.mim/checkpoints/*',
+            '.mim/configs/**/*.py',
+            '.mim/configs/metafile.yml',
+            '.mim/model-index.yml',
+            '.mim/tools/*.py',
+        ]
+    },
     python_requires='>=3.10',
     # No mm package here: either family will do, which pip cannot say.
     install_requires=['torch' + TESTED['torch'], 'numpy', 'packaging', 'tqdm'],

@@ -21,11 +21,12 @@ from mmengine.runner import Runner
 
 from .errors import UsageError
 from .hooks import LoadReportHook
+from .model_zoo import HOME
 from .models.convneur import resolve_arch, resolve_out_indices
 from .sample_data import TASKS
 from .weights.reading import load_safely
 
-SHIPPED_CONFIGS = Path(__file__).parent / '.mim' / 'configs'
+SHIPPED_CONFIGS = HOME / 'configs'
 FAMILIES = {'mmdet': 'detection', 'mmseg': 'segmentation'}
 SAMPLE_COMMAND = 'python tools/make_sample_data.py'
 OTHER_KEYS = {'auto_scale_lr', 'runner_type', 'strategy', 'tta_model', 'tta_pipeline'}
@@ -70,15 +71,20 @@ def common_parser(description: str) -> argparse.ArgumentParser:
     """Arguments of every tool that runs a model."""
     parser = config_parser(description)
     parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    add_trust(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torchrun sets LOCAL_RANK; the older torch.distributed.launch passes an argument instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The way out for files that cannot be read safely, for every tool that reads any."""
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='read checkpoints that hold more than weights; they can then run any code',
     )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    # torchrun sets LOCAL_RANK; the older torch.distributed.launch passes an argument instead.
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
-    return parser
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from mmconvneur.model_zoo import release
 
 ROOT = Path(__file__).parent.parent
 # Both need the mm packages of this environment beside the installed copy.
@@ -29,6 +32,12 @@ for path in configs:
     assert (backbone == 'mmconvneur.ConvNeur') == ('_convneur_' in path.name), path
 print(home, len(configs))
 """
+RELEASED = """
+from mmconvneur.model_zoo import released
+print(*released('stand-in').paths)
+"""
+WEIGHTS = b'weights'
+RELEASE = f'checkpoints/stand-in-{hashlib.sha256(WEIGHTS).hexdigest()[:8]}'
 
 
 def sources(folder: str) -> dict[str, bytes]:
@@ -46,10 +55,26 @@ def wheel(tmp_path_factory) -> Path:
     for name in ('mmconvneur', 'configs', 'tools'):
         ignore = shutil.ignore_patterns('__pycache__')
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
-    for name in ('setup.py', 'LICENSE'):
+    for name in ('setup.py', 'LICENSE', 'README.md', 'model-index.yml'):
         shutil.copy(ROOT / name, source / name)
+    (source / 'checkpoints').mkdir()
+    (source / f'{RELEASE}.pth').write_bytes(WEIGHTS)
+    (source / f'{RELEASE}.py').write_text('flat = True\n')
+    release(source, stand_in())
     pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', str(folder), str(source))
     return next(folder.glob('*.whl'))
+
+
+def stand_in() -> dict:
+    """A release, for there need not be one yet."""
+    digest = hashlib.sha256(WEIGHTS).hexdigest()
+    return {
+        'Name': 'stand-in',
+        'Config': 'configs/mask_rcnn_convneur_m1_sample.py',
+        'Metadata': {'Parameters': 7, 'File Size (MB)': 0.0, 'SHA256': digest},
+        'Results': [{'Task': 'Object Detection', 'Metrics': {'box AP': 1.0}}],
+        'Weights': f'{RELEASE}.pth',
+    }
 
 
 def pip(*arguments: str) -> None:
@@ -57,9 +82,9 @@ def pip(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def probe(cwd: Path, path: str) -> list[str]:
+def probe(cwd: Path, path: str, code: str = PROBE) -> list[str]:
     done = subprocess.run(
-        [sys.executable, '-c', PROBE],
+        [sys.executable, '-c', code],
         cwd=cwd,
         env={**os.environ, 'PYTHONPATH': path},
         capture_output=True,
@@ -73,6 +98,7 @@ def test_wheel_holds_the_package_and_the_very_configs_and_tools(wheel):
     expected = sources('mmconvneur')
     for folder in ('configs', 'tools'):
         expected |= {f'mmconvneur/.mim/{k}': v for k, v in sources(folder).items()}
+    expected[f'mmconvneur/.mim/{RELEASE}.py'] = b'flat = True\n'
     with zipfile.ZipFile(wheel) as archive:
         links = [i.filename for i in archive.infolist() if (i.external_attr >> 28) == 0xA]
         held = {n: archive.read(n) for n in archive.namelist() if n.endswith('.py')}
@@ -92,7 +118,7 @@ def test_wheel_metadata(wheel):
     assert sorted(x.removeprefix('Requires-Dist: ') for x in core) == [
         'numpy',
         'packaging',
-        'torch<2.14,>=2.4',
+        'torch<2.14,>=2.6',
         'tqdm',
     ]
     # pip would build it in isolation, without its operators.
@@ -100,12 +126,16 @@ def test_wheel_metadata(wheel):
 
 
 @pytest.mark.slow
-def test_configs_are_found_after_a_wheel_install(wheel, tmp_path):
+def test_configs_and_released_models_are_found_after_a_wheel_install(wheel, tmp_path):
     site = tmp_path / 'site'
     pip('install', '--no-deps', '--target', str(site), str(wheel))
     home, count = probe(tmp_path, str(site))
     assert Path(home) == site / 'mmconvneur'
     assert int(count) == len(list((ROOT / 'configs').glob('*.py')))
+    config, weights = probe(tmp_path, str(site), RELEASED)
+    assert config == f'{home}/.mim/configs/mask_rcnn_convneur_m1_sample.py'
+    assert weights == f'{home}/.mim/{RELEASE}.pth'
+    assert Path(weights).read_bytes() == WEIGHTS
 
 
 @pytest.mark.slow

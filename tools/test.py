@@ -24,13 +24,13 @@ from mmconvneur.cli import (
 )
 from mmconvneur.errors import UsageError
 from mmconvneur.hooks import ProgressBarHook
-from mmconvneur.weights.reading import locate
+from mmconvneur.model_zoo import find_weights
 
 
 @one_line_errors
 def main() -> None:
     parser = common_parser(__doc__.split(':')[0])
-    parser.add_argument('checkpoint')
+    parser.add_argument('checkpoint', help='path, URL, or the name of a released model')
     parser.add_argument(
         '--out', help='keep the predictions: a .pkl file (detection) or a folder (segmentation)'
     )
@@ -40,7 +40,7 @@ def main() -> None:
     cfg = load_config(args)
     set_work_dir(cfg, args)
     check_data(cfg, 'test')
-    cfg.load_from, cfg.resume = str(locate(args.checkpoint)), False
+    cfg.load_from, cfg.resume = str(find_weights(args.checkpoint)), False
     detection = cfg.default_scope == 'mmdet'
     if args.out and detection and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out {args.out}: for detection give the name of a .pkl file')

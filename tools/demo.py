@@ -1,0 +1,112 @@
+"""Draws what a model finds in images: python tools/demo.py IMAGE --model NAME"""
+
+from __future__ import annotations
+
+from mmconvneur import environment
+
+environment.exit_unless_good()  # before the imports below can fail
+
+import argparse
+import glob
+from collections import Counter
+from pathlib import Path
+
+import mmcv
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.registry import VISUALIZERS
+from tqdm import tqdm
+
+from mmconvneur.cli import add_trust, load_config, one_line_errors
+from mmconvneur.errors import UsageError
+from mmconvneur.model_zoo import find_weights, released
+from mmconvneur.weights.reading import load_safely
+
+SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+
+
+@one_line_errors
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
+    parser.add_argument('image', nargs='+', help='a file, a folder or a glob')
+    parser.add_argument('--model', required=True, help='name of a released model, or a config')
+    parser.add_argument('--checkpoint', help='weights for a config: path or URL')
+    parser.add_argument('--out-dir', type=Path, default=Path('pictures'), help='default: pictures')
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='draw detections from this score; default: 0.3'
+    )
+    add_trust(parser)
+    parser.set_defaults(cfg_options={})
+    args = parser.parse_args()
+    images = find_images(args.image)
+    check_names(images, args.out_dir)
+    if args.checkpoint:
+        args.config, weights = args.model, str(find_weights(args.checkpoint))
+    elif args.model.endswith('.py'):
+        raise UsageError(f'--model {args.model} is a config: give its weights with --checkpoint')
+    else:
+        args.config, weights = released(args.model).paths
+    load_safely(args.trust_checkpoint)
+    draw(load_config(args), weights, images, args.out_dir, args.score_thr)
+    print(f'{args.out_dir}: {len(images)} pictures')
+
+
+def find_images(sources: list[str]) -> list[Path]:
+    """The images of files, folders and globs, in order."""
+    found = []
+    for source in sources:
+        path = Path(source).expanduser()
+        paths = path.iterdir() if path.is_dir() else [path]
+        if not path.exists():
+            paths = map(Path, glob.glob(str(path), recursive=True))
+        images = [p for p in sorted(paths) if p.is_file() and p.suffix.lower() in SUFFIXES]
+        if not images:
+            raise UsageError(
+                f'no image found at {source}: give a file, a folder or a glob of images '
+                f'({" ".join(SUFFIXES)})'
+            )
+        found += images
+    return found
+
+
+def check_names(images: list[Path], out_dir: Path) -> None:
+    """Raise ``UsageError`` where a picture would replace another, or an image."""
+    name, count = Counter(image.name for image in images).most_common(1)[0]
+    if count > 1:
+        raise UsageError(f'{count} images are called {name}: draw them into folders of their own')
+    for image in images:
+        if (out_dir / image.name).resolve() == image.resolve():
+            raise UsageError(f'--out-dir {out_dir} would replace {image}: choose another folder')
+
+
+def draw(cfg: Config, weights: str, images: list[Path], out_dir: Path, score_thr: float) -> None:
+    """Write every image with the detections, or the label map, that a model finds in it."""
+    if cfg.default_scope == 'mmdet':
+        from mmdet.apis import inference_detector as infer
+        from mmdet.apis import init_detector as init
+
+        options = dict(pred_score_thr=score_thr)
+    else:
+        from mmseg.apis import inference_model as infer
+        from mmseg.apis import init_model as init
+
+        options = {}
+    model = init(cfg, weights, device=get_device())
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
+    visualizer.dataset_meta = model.dataset_meta
+    for path in tqdm(images, disable=None):
+        image = mmcv.imread(path)  # BGR (H, W, 3)
+        if image is None:
+            raise UsageError(f'{path} cannot be read as an image: it is damaged or something else')
+        visualizer.add_datasample(
+            path.name,
+            image[..., ::-1],
+            infer(model, image),
+            draw_gt=False,
+            out_file=str(out_dir / path.name),
+            **options,
+        )
+
+
+if __name__ == '__main__':
+    main()
