@@ -20,7 +20,6 @@ from mmengine.registry import DATASETS, METRICS, MODEL_WRAPPERS, MODELS, RUNNERS
 from mmengine.runner import Runner
 
 from .errors import UsageError
-from .hooks import LoadReportHook
 from .model_zoo import HOME
 from .models.convneur import resolve_arch, resolve_out_indices
 from .sample_data import TASKS
@@ -288,7 +287,7 @@ def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Ru
         )
     load_safely(args.trust_checkpoint)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    for hook in (LoadReportHook(), *hooks):
+    for hook in hooks:
         runner.register_hook(hook)
     return runner
 

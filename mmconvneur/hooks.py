@@ -108,11 +108,18 @@ class ResumeHook(Hook):
 class LoadReportHook(Hook):
     """Reports what a checkpoint filled of neck and heads; a ConvNeur backbone reports for itself.
 
+    Args:
+        complete: Nothing of neck and heads may stay at random: for testing. Fine-tuning may leave
+            up to 5 % of the whole model, such as the classifiers of other classes.
+
     Raises:
-        UsageError: If less than 95 % of the whole model, or of the checkpoint, finds its place.
+        UsageError: If more is left, or the checkpoint has more that finds no place.
     """
 
     priority = 'LOWEST'  # after EMAHook has chosen the weights
+
+    def __init__(self, complete: bool = False) -> None:
+        self.complete = complete
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -125,7 +132,8 @@ class LoadReportHook(Hook):
         given = {key.removeprefix('module.'): value for key, value in state.items()}
         report = compare(*(_without(backbones, tensors) for tensors in (own, given)))
         failed = len(report.missing) + len(report.unexpected) + len(report.mismatched)
-        if failed > (1 - ENOUGH) * (len(own) + len(report.unexpected)):
+        most = 0 if self.complete else (1 - ENOUGH) * (len(own) + len(report.unexpected))
+        if len(report.missing) + len(report.mismatched) > most or failed > (1 - ENOUGH) * len(own):
             raise UsageError(
                 f'the checkpoint is not of the model of the config: neck and heads have {report}; '
                 'give the config it was trained with, or a backbone alone as '

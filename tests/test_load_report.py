@@ -56,6 +56,19 @@ def test_neck_and_heads_are_counted_apart_from_the_backbone(detector, caplog):
     assert caplog.records[0].levelname == 'WARNING'
 
 
+def test_in_testing_nothing_may_stay_at_random(detector):
+    state = dict(detector.state_dict())
+    key = 'roi_head.bbox_head.fc_cls.weight'
+    for changed in ({**state, key: state[key][:-1]}, {k: v for k, v in state.items() if k != key}):
+        for complete in (False, True):
+            hook, runner = LoadReportHook(complete), OneRunner(detector)
+            if complete:
+                with pytest.raises(UsageError, match=key):
+                    hook.after_load_checkpoint(runner, changed)
+            else:
+                hook.after_load_checkpoint(runner, changed)
+
+
 def test_a_backbone_alone_is_no_detector(detector, caplog):
     state = {k: v for k, v in detector.state_dict().items() if k.startswith('backbone.')}
     with pytest.raises(UsageError, match=r'not of the model of the config.*init_cfg='):
@@ -103,7 +116,7 @@ def test_train_py_says_how_to_start_without_pretrained_weights(
     monkeypatch.chdir(sample_dir)
     message = failing(
         *(monkeypatch, capsys, 'train', SEGMENTATION, '--work-dir', tmp_path, '--cfg-options'),
-        'model.backbone.init_cfg.type=Pretrained',
+        *('model.backbone.init_cfg._delete_=True', 'model.backbone.init_cfg.type=Pretrained'),
         f'model.backbone.init_cfg.checkpoint={checkpoint}',
     )
     assert part in message and '--cfg-options model.backbone.init_cfg=None' in message

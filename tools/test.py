@@ -23,7 +23,7 @@ from mmconvneur.cli import (
     set_work_dir,
 )
 from mmconvneur.errors import UsageError
-from mmconvneur.hooks import ProgressBarHook
+from mmconvneur.hooks import LoadReportHook, ProgressBarHook
 from mmconvneur.model_zoo import find_weights
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         augment(cfg)
     if args.out and not detection:
         cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
-    runner = build_runner(cfg, args, [ProgressBarHook()])
+    runner = build_runner(cfg, args, [LoadReportHook(complete=True), ProgressBarHook()])
     if args.out and detection:
         test_and_dump(runner, Path(args.out))
     else:

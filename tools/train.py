@@ -23,7 +23,7 @@ from mmconvneur.cli import (
     set_work_dir,
 )
 from mmconvneur.errors import UsageError
-from mmconvneur.hooks import ProgressBarHook, ResumeHook
+from mmconvneur.hooks import LoadReportHook, ProgressBarHook, ResumeHook
 from mmconvneur.loops import ResumableEpochLoop
 from mmconvneur.weights.reading import locate
 
@@ -60,7 +60,7 @@ def main() -> None:
         cfg.train_cfg.type = ResumableEpochLoop.__name__
     hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
     hook.setdefault('backend_args', ATOMIC)
-    runner = build_runner(cfg, args, [ResumeHook(), ProgressBarHook()])
+    runner = build_runner(cfg, args, [LoadReportHook(), ResumeHook(), ProgressBarHook()])
     warn_of_batch_size(runner, cfg)
     runner.train()
 
