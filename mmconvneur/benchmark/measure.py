@@ -1,0 +1,132 @@
+"""What a step costs: multiplications, memory, and time beside others in the same rounds.
+
+A step is a function without arguments that runs a network once.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    conv_flop_count,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+Step = Callable[[], object]
+aten = torch.ops.aten
+
+
+def _attention(query, key, value, *_, **__) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward(gradient, query, key, value, *_, **__) -> int:
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+def _convolution_backward(gradient, x, weight, *args, **_) -> int:
+    # As often as its forward pass for the gradient of the input, and again for the weight's.
+    *_, transposed, _, _, needed = args
+    return conv_flop_count(x, weight, gradient, transposed) * sum(needed[:2])
+
+
+# Torch's counter leaves out the CPU's attention kernels, and counts the weight's gradient of a
+# depthwise convolution as if it were a full one.
+FORMULAS = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    aten.convolution_backward: _convolution_backward,
+}
+
+
+def count_macs(step: Step) -> int:
+    """Multiply-accumulates of the convolutions, matrix products and attentions that a step runs.
+
+    They are counted as they are executed, so the inner step of a memory is in. Elementwise
+    products, norms, activations and interpolations are not.
+    """
+    with FlopCounterMode(display=False, custom_mapping=FORMULAS) as counter:
+        step()
+    return counter.get_total_flops() // 2  # torch counts a multiply-accumulate as two
+
+
+def peak_memory(step: Step, device: torch.device) -> int:
+    """Bytes that a step holds at its peak on top of what is held before: weights and input.
+
+    On a GPU from the statistics of torch's allocator, on a CPU from every allocation and release
+    of a tensor that the profiler saw. The high-water mark of the process would say less: freed
+    pages stay with it, so it depends on what ran before. Scratch space that a library takes
+    without torch is not seen.
+    """
+    if device.type == 'cuda':
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e for e in events if e.name() == '[memory]'), key=lambda e: e.start_ns())
+    return max(accumulate((e.nbytes() for e in changes), initial=0))
+
+
+def seconds(step: Step, device: torch.device) -> float:
+    """Wall-clock time of one step, on a GPU until it is idle again."""
+    synchronize(device)
+    start = time.perf_counter()
+    step()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def race(
+    steps: Mapping[str, Step], rounds: int, clock: Callable[[Step], float]
+) -> dict[str, list[float]]:
+    """Times of every step, one per round.
+
+    Each round runs all steps once, in an order of its own, so that whatever else the machine does
+    hits all alike; times of the same round may be divided by each other.
+    """
+    times = {name: [] for name in steps}
+    order, shuffle = list(steps), random.Random(0).shuffle
+    for _ in range(rounds):
+        shuffle(order)
+        for name in order:
+            times[name].append(clock(steps[name]))
+    return times
+
+
+class Spread(NamedTuple):
+    """Median and quartiles."""
+
+    median: float
+    q1: float
+    q3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(*np.percentile(values, [50, 25, 75]).tolist())
+
+
+def ratios(times: Sequence[float], baseline: Sequence[float]) -> list[float]:
+    """Time over the baseline's, round by round."""
+    return [a / b for a, b in zip(times, baseline, strict=True)]
+
+
+def exponent(pixels: Sequence[float], costs: Sequence[float]) -> float:
+    """p of cost ~ pixels^p, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(pixels), np.log(costs), 1)[0])
