@@ -1,7 +1,7 @@
 # Minutes on two CPU cores: short warm-up, cosine decay, two evaluations.
 _base_ = 'detection_1x.py'
-max_epochs = 8
-train_cfg = dict(max_epochs=max_epochs, val_interval=4)
+max_epochs = 6
+train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
