@@ -7,6 +7,7 @@ import difflib
 import functools
 import inspect
 import os
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -59,6 +60,11 @@ def usage_message(error: BaseException | None) -> str | None:
             message = f'{error.args[0].split(". ")[0]}: check the spelling of this type'
         elif isinstance(error, TypeError) and 'unexpected keyword argument' in str(error):
             message = f'{error}: check the spelling of this option'
+        elif isinstance(error, pickle.UnpicklingError) and message is None:
+            message = (
+                'a checkpoint holds more than tensors, and reading that can run any code: '
+                'if you trust its source, add --trust-checkpoint'
+            )
         elif isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
             message = f'{error.filename}: {error.strerror}'
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

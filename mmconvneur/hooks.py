@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 
 import torch
@@ -13,7 +14,7 @@ from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -22,7 +23,7 @@ from .errors import UsageError
 from .loops import EPOCH_POSITION
 from .models import ConvNeur
 from .registry import HOOKS
-from .weights.report import ENOUGH, compare
+from .weights.report import ENOUGH, LoadReport, compare
 
 AGREE_EVERY = 10  # iterations: agreeing makes a GPU wait for its queue
 
@@ -109,8 +110,9 @@ class LoadReportHook(Hook):
     """Reports what a checkpoint filled of neck and heads; a ConvNeur backbone reports for itself.
 
     Args:
-        complete: Nothing of neck and heads may stay at random: for testing. Fine-tuning may leave
-            up to 5 % of the whole model, such as the classifiers of other classes.
+        complete: Nothing of neck and heads may stay at random: for testing, and always where a
+            training is resumed. Fine-tuning may leave half of them, and 5 % of the whole model:
+            the classifiers of other classes.
 
     Raises:
         UsageError: If more is left, or the checkpoint has more that finds no place.
@@ -124,23 +126,34 @@ class LoadReportHook(Hook):
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         model = model.module if isinstance(model, BaseTTAModel) else model
-        backbones = tuple(
-            f'{name}.' for name, module in model.named_modules() if isinstance(module, ConvNeur)
-        )
-        own = model.state_dict()
         state = checkpoint.get('state_dict', checkpoint)
-        given = {key.removeprefix('module.'): value for key, value in state.items()}
-        report = compare(*(_without(backbones, tensors) for tensors in (own, given)))
-        failed = len(report.missing) + len(report.unexpected) + len(report.mismatched)
-        most = 0 if self.complete else (1 - ENOUGH) * (len(own) + len(report.unexpected))
-        if len(report.missing) + len(report.mismatched) > most or failed > (1 - ENOUGH) * len(own):
-            raise UsageError(
-                f'the checkpoint is not of the model of the config: neck and heads have {report}; '
-                'give the config it was trained with, or a backbone alone as '
-                "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
-            )
-        level = logging.WARNING if failed else logging.INFO
+        complete = self.complete or bool(runner.cfg.get('resume'))
+        report = check_heads(model, state, complete)
+        level = logging.INFO if report.complete else logging.WARNING
         runner.logger.log(level, f'{type(model).__name__}, neck and heads: {report}')
+
+
+def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -> LoadReport:
+    """What a state dict has for all of a model but its ConvNeur backbones.
+
+    Raises:
+        UsageError: As :class:`LoadReportHook`.
+    """
+    backbones = tuple(
+        f'{name}.' for name, module in model.named_modules() if isinstance(module, ConvNeur)
+    )
+    own = model.state_dict()
+    given = {key.removeprefix('module.'): value for key, value in state.items()}
+    report = compare(*(_without(backbones, tensors) for tensors in (own, given)))
+    lost = len(report.missing) + len(report.mismatched)
+    most = 0 if complete else min((1 - ENOUGH) * len(own), len(report.matched))
+    if lost > most or len(report.unexpected) > (1 - ENOUGH) * len(own):
+        raise UsageError(
+            f'the checkpoint is not of the model of the config: neck and heads have {report}; '
+            'give the config it was trained with, or a backbone alone as '
+            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
+        )
+    return report
 
 
 def _without(prefixes: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Tensor]:

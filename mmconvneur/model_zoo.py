@@ -86,7 +86,7 @@ def find_weights(name: str) -> Path:
     Raises:
         UsageError: As :func:`locate` and :func:`released`.
     """
-    if Path(name).exists() or Path(name).suffix or os.sep in name:
+    if Path(name).is_file() or Path(name).suffix or os.sep in name:
         return locate(name)
     return Path(released(name).weights)
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from mmengine.logging import MMLogger
+from mmengine.visualization import Visualizer
 
 from mmconvneur.sample_data import make_dataset
 
@@ -13,3 +15,10 @@ def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('sample')
     make_dataset('sample', folder / 'data' / 'sample', num_train=24, num_val=6, size=96)
     return folder
+
+
+@pytest.fixture(autouse=True, scope='module')
+def nothing_left_of_other_runs() -> None:
+    """MMEngine finds loggers and visualizers by name, and they write where the run before did."""
+    for manager in (MMLogger, Visualizer, *Visualizer.__subclasses__()):
+        manager._instance_dict.clear()

@@ -107,7 +107,7 @@ def test_sizes_of_convnext_start_from_its_weights_and_the_others_from_scratch(na
     if backbone.arch not in full_names:
         assert backbone.get('init_cfg') is None and 'ConvNeXt' not in header
         return
-    assert backbone.init_cfg.type == 'Pretrained' and backbone.init_cfg.prefix == 'backbone.'
+    assert backbone.init_cfg.type == 'Pretrained'
     file = backbone.init_cfg.checkpoint.rsplit('/', 1)[1]
     assert file.startswith(f'convnext-{full_names[backbone.arch]}_3rdparty_32xb128-noema_in1k_')
     assert f'starts from ConvNeXt-{backbone.arch.upper()} of ImageNet-1K' in header

@@ -12,11 +12,11 @@ from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from steps import SAMPLE_CONFIGS, build
 from test_tools import DETECTION, SEGMENTATION, failing
-from test_weights import Touch, counts
+from test_weights import Touch, counts, logged
 
 from mmconvneur import UsageError
 from mmconvneur.hooks import LoadReportHook
-from mmconvneur.weights.reading import load_safely
+from mmconvneur.weights.reading import load_safely, read_checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -29,6 +29,7 @@ class OneRunner:
 
     def __init__(self, model) -> None:
         self.model, self.logger = model, logging.getLogger('report')
+        self.cfg = dict()
 
 
 def report(model, state: dict, caplog) -> str:
@@ -67,6 +68,13 @@ def test_in_testing_nothing_may_stay_at_random(detector):
                     hook.after_load_checkpoint(runner, changed)
             else:
                 hook.after_load_checkpoint(runner, changed)
+
+
+def test_fine_tuning_may_not_leave_most_of_the_heads_at_random(detector):
+    state = {k: v for k, v in detector.state_dict().items() if not k.startswith('roi_head.')}
+    big = {f'backbone.{i}': torch.zeros(1) for i in range(1000)}
+    with pytest.raises(UsageError, match='missing'):
+        LoadReportHook().after_load_checkpoint(OneRunner(detector), dict(state_dict=state | big))
 
 
 def test_a_backbone_alone_is_no_detector(detector, caplog):
@@ -122,8 +130,10 @@ def test_train_py_says_how_to_start_without_pretrained_weights(
     assert part in message and '--cfg-options model.backbone.init_cfg=None' in message
 
 
-def test_ema_weights_are_reported_as_loaded(sample_dir, tmp_path, monkeypatch):
-    """A run with EMAHook is resumed and tested; its file holds two sets of weights."""
+def test_the_moving_averages_of_a_training_are_loaded_and_reported(
+    sample_dir, tmp_path, monkeypatch
+):
+    """A run with EMAHook is tested; its file holds two sets of weights."""
     cfg = Config.fromfile(SAMPLE_CONFIGS['mmseg'])
     cfg.model.backbone.arch = dict(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1))
     cfg.model.decode_head.update(in_channels=[8, 16, 24, 32], channels=8)
@@ -137,13 +147,16 @@ def test_ema_weights_are_reported_as_loaded(sample_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(sample_dir)
     load_safely(trust=False)
     Runner.from_cfg(cfg).train()
-    file = torch.load(tmp_path / 'iter_2.pth', weights_only=False)
+    file = read_checkpoint(tmp_path / 'iter_2.pth')
     assert {'state_dict', 'ema_state_dict'} <= set(file)
 
     cfg.load_from, cfg.experiment_name = str(tmp_path / 'iter_2.pth'), 'ema_test'
     runner = Runner.from_cfg(cfg)
     runner.register_hook(LoadReportHook())
-    runner.test()
+    with logged() as lines:
+        runner.test()
+    assert len(lines) == 2  # the weights of the training, and their averages
+    assert all(line.endswith('0 shape mismatched, 0 unused') for line in lines)
     (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
     for name, value in ema.ema_model.module.state_dict().items():
         assert torch.equal(value, file['state_dict'][name]), name

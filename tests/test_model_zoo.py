@@ -37,6 +37,7 @@ from mmconvneur.model_zoo import (
     table,
     with_table,
 )
+from mmconvneur.weights import read_checkpoint
 
 BACKBONE = """
 _base_ = {base!r}
@@ -152,7 +153,7 @@ def entry_of(home: Path, name: str) -> dict:
 def test_the_weights_are_those_of_the_training_in_float16(name, home):
     file = home / entry_of(home, name)['Weights']
     stored = torch.load(file, weights_only=True)
-    given = torch.load(home / f'work_{name}' / CHECKPOINTS[name], weights_only=False)
+    given = read_checkpoint(home / f'work_{name}' / CHECKPOINTS[name])
     assert stored['state_dict'].keys() == given['state_dict'].keys()
     for key, value in given['state_dict'].items():
         expected = value.half() if value.is_floating_point() else value
@@ -180,7 +181,7 @@ def test_all_that_repeats_a_training_lies_beside_the_weights(name, home):
     assert weights.name == f'{name}-{digest[:8]}.pth'
     files = sorted(weights.parent.glob(f'{name}-*'))
     assert [file.name for file in files] == [f'{weights.stem}{suffix}' for suffix in SIDECARS]
-    given = torch.load(home / f'work_{name}' / CHECKPOINTS[name], weights_only=False)['meta']
+    given = read_checkpoint(home / f'work_{name}' / CHECKPOINTS[name])['meta']
 
     record = json.loads(weights.with_suffix('.json').read_text())
     config = home / 'configs' / f'{name}.py'
@@ -219,7 +220,7 @@ def test_the_flat_config_repeats_the_training(at_home, tmp_path, monkeypatch):
     flat = Path(entry_of(at_home, 'segmentor')['Weights']).with_suffix('.py')
     call(monkeypatch, 'train', flat, '--work-dir', tmp_path)
     first, again = (
-        torch.load(folder / CHECKPOINTS['segmentor'], weights_only=False)['state_dict']
+        read_checkpoint(folder / CHECKPOINTS['segmentor'])['state_dict']
         for folder in (at_home / 'work_segmentor', tmp_path)
     )
     torch.testing.assert_close(again, first, rtol=1e-4, atol=1e-6)
@@ -281,7 +282,7 @@ def test_what_cannot_be_released_is_refused_whole(
 ):
     (unfinished / 'elsewhere.py').write_text(CONFIGS['detector'])
     if spoil:
-        training = torch.load('work/epoch_1.pth', weights_only=False)
+        training = read_checkpoint('work/epoch_1.pth')
         spoil(training)
         torch.save(training, 'work/epoch_1.pth')
     message = failing(monkeypatch, capsys, 'publish_checkpoint', f'configs/{args[0]}', *args[1:])
@@ -347,7 +348,7 @@ def test_a_release_replaces_the_one_of_its_name(tmp_path):
     for entry in (other, ENTRY, ENTRY):
         release(home, entry)
     assert read_index(home) == [ENTRY, other]
-    assert len(list((home / 'checkpoints').iterdir())) == 12
+    assert len(list((home / 'checkpoints').iterdir())) == 3 * len(SIDECARS)
     release(home, newer)
     assert read_index(home) == [newer, other]
     left = sorted(file.name for file in (home / 'checkpoints').iterdir())

@@ -25,6 +25,7 @@ from steps import CONFIGS, ROOT
 from mmconvneur.checkpoints import AtomicBackend, latest_checkpoint
 from mmconvneur.cli import find_config
 from mmconvneur.tta import unflip
+from mmconvneur.weights import read_checkpoint
 
 TOOLS = ROOT / 'tools'
 ONE_THREAD = dict(os.environ, OMP_NUM_THREADS='1')  # sums in one order
@@ -389,7 +390,7 @@ def test_resumes_what_was_killed(loop, number, train_undisturbed, sample_dir, tm
     assert status == (-number if number == signal.SIGKILL else 128 + number)
 
     left = latest_checkpoint(tmp_path)
-    state = torch.load(left, weights_only=False)
+    state = read_checkpoint(left)
     if number == signal.SIGKILL:
         assert left.name == 'epoch_1.pth'
     else:
@@ -404,9 +405,7 @@ def test_resumes_what_was_killed(loop, number, train_undisturbed, sample_dir, tm
     assert sorted(resumed) == sorted(logged) == list(range(1, 49))
     for step, line in logged.items():
         assert resumed[step]['lr'] == line['lr'], step
-    expected, end = (
-        torch.load(latest_checkpoint(folder), weights_only=False) for folder in (whole, tmp_path)
-    )
+    expected, end = (read_checkpoint(latest_checkpoint(folder)) for folder in (whole, tmp_path))
     assert expected['meta']['iter'] == end['meta']['iter'] == 48
     for part in ('state_dict', 'optimizer'):
         torch.testing.assert_close(end[part], expected[part], rtol=0, atol=0)
@@ -435,7 +434,7 @@ def test_torchrun_trains_in_two_processes(sample_dir, tmp_path):
     assert [line['step'] for line in scalars(tmp_path, 'loss')] == [1, 2, 3, 4]
     (score,) = scalars(tmp_path, 'mIoU')
     assert 0 <= score['mIoU'] <= 100
-    state = torch.load(latest_checkpoint(tmp_path), weights_only=False)
+    state = read_checkpoint(latest_checkpoint(tmp_path))
     assert state['meta']['iter'] == 4
     assert all(weight.isfinite().all() for weight in state['state_dict'].values())
 

@@ -6,6 +6,7 @@ import functools
 import http.server
 import logging
 import os
+import pickle
 import re
 import runpy
 import sys
@@ -14,10 +15,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MMLogger
+from mmengine.runner import CheckpointLoader
 from safetensors.torch import save_file
 from steps import ROOT, SAMPLE_CONFIGS, build
 from torch import nn
@@ -30,7 +33,7 @@ from transformers import (
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.weights import read_checkpoint, read_state_dict, recognise
-from mmconvneur.weights.reading import fetch
+from mmconvneur.weights.reading import fetch, load_safely
 
 CHANNELS, DEPTHS = (8, 12, 20, 28), (2, 1, 3, 1)
 ARCH = dict(channels=CHANNELS, depths=DEPTHS)
@@ -301,6 +304,31 @@ def test_another_number_of_image_channels_is_reported_and_the_rest_loaded(source
     )
 
 
+def test_a_converted_classifier_starts_a_backbone_as_the_file_itself(tmp_path, source):
+    state = {k: v for k, v in source.state_dict().items() if 'hidden_states_norms' not in k}
+    given, ours = ConvNeur(ARCH), ConvNeur(ARCH)
+    given.load_state_dict(state)
+    line = report_of(ours, recognise(state).tensors)
+    memory = [key for key in ours.state_dict() if '.global_branch.' in key]
+    assert counts(line) == [LOCAL, len(memory) + NORMS, 0, 0, 0, 0]
+
+
+def test_global_branches_are_compared_block_by_block(source):
+    """A block that gets one starts neutral; one that loses its own is refused, however few."""
+    arch = dict(channels=CHANNELS, depths=(2, 1, 27, 1))  # one branch is less than 5 %
+    some, every = ConvNeur(arch, placement=[0, 1, 2]), ConvNeur(arch)
+    for parameter in some.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    line = report_of(every, some.state_dict())
+    assert counts(line)[1:] == [len(some.stages[0][0].global_branch.state_dict()), 0, 0, 0, 0]
+    image = torch.randn(1, 3, 67, 101, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for ours, theirs in zip(every.eval()(image), some.eval()(image), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match='unexpected'):
+        some.load_state_dict(ConvNeur(arch).state_dict(), strict=False)
+
+
 def test_a_memory_of_another_kind_is_refused(source):
     own = ConvNeur(ARCH).state_dict()
     with pytest.raises(
@@ -322,9 +350,11 @@ def larger(source, **changes):
      'batch norm'),
     (lambda s: {'layer1.0.conv1.weight': torch.zeros(3)},
      r'like layer1\.0\.conv1\.weight, where ConvNeur has stages\.0\.0\.local_branch.*timm'),
-    (lambda s: {}, 'none at all'),
+    (lambda s: {}, 'no key that starts with'),
+    (lambda s: dict(s) | {f'encoder.stages.{i}.layers.0.se.{j}.weight': torch.zeros(3)
+                          for i in range(4) for j in range(3)}, r'unexpected \(encoder\.stages'),
     (lambda s: {f'{p}.{k}': v for p in ('a', 'b') for k, v in s.items()}, "one of 'a.', 'b.'"),
-], ids=['deeper', 'shallower', 'wider', 'v2', 'bn', 'resnet', 'empty', 'two'])  # fmt: skip
+], ids='deeper shallower wider v2 bn resnet empty squeeze two'.split())  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(make, message, source):
     backbone = ConvNeur(ARCH)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
@@ -400,7 +430,7 @@ def test_a_damaged_file_is_named(suffix, source, tmp_path):
 
 def test_a_file_without_weights_is_named(tmp_path):
     torch.save(dict(state_dict=dict(a=1)), tmp_path / 'a.pth')
-    with pytest.raises(UsageError, match='holds no state dict'):
+    with pytest.raises(UsageError, match='holds no weights, but a'):
         read_state_dict(tmp_path / 'a.pth')
 
 
@@ -432,11 +462,76 @@ def test_a_download_is_verified_and_kept(server, source, tmp_path, capfd):
     assert '100%' in capfd.readouterr().err  # a bar
     (folder / good).unlink()
     assert fetch(f'{url}/{good}') == tmp_path / 'cache' / 'checkpoints' / good
-    with pytest.raises(UsageError, match='hash'):
+    with pytest.raises(UsageError, match='has not the hash 00000000'):
         fetch(f'{url}/{bad}')
     with pytest.raises(UsageError, match=r'cannot be downloaded \(.*404.*put it at'):
         fetch(f'{url}/none.pth')
-    assert [path.name for path in (tmp_path / 'cache' / 'checkpoints').iterdir()] == [good]
+    assert [path.name for path in (tmp_path / 'cache').rglob('*.*')] == [good]
+
+
+def test_files_of_one_name_are_told_apart_and_half_ones_are_not_kept(server, tmp_path):
+    folder, url = server
+    for number in (1.0, 2.0):
+        (folder / str(number)).mkdir()
+        save_file({'a': torch.full((1000,), number)}, folder / str(number) / 'model.safetensors')
+    for number in (1.0, 2.0, 1.0):
+        state = read_state_dict(f'{url}/{number}/model.safetensors')
+        assert state['a'].eq(number).all()
+    whole = (folder / '1.0' / 'model.safetensors').read_bytes()
+    (folder / 'half.safetensors').write_bytes(whole[:-9])
+    (folder / 'page.pth').write_text('<html>log in</html>')
+    before = sorted((tmp_path / 'cache').rglob('*.*'))
+    for name in ('half.safetensors', 'page.pth'):
+        with pytest.raises(UsageError, match='no whole checkpoint'):
+            fetch(f'{url}/{name}')
+    assert sorted((tmp_path / 'cache').rglob('*.*')) == before
+
+
+def test_a_hash_is_verified_in_the_cache_and_a_date_is_none(server, tmp_path):
+    folder, url = server
+    cache = tmp_path / 'cache' / 'checkpoints'
+    cache.mkdir(parents=True)
+    torch.save(dict(a=torch.zeros(3)), cache / 'a-00000000.pth')
+    with pytest.raises(UsageError, match='has not the hash 00000000: delete it'):
+        fetch(f'{url}/a-00000000.pth')
+    torch.save(dict(a=torch.zeros(3)), folder / 'a-20240101.pth')
+    assert fetch(f'{url}/a-20240101.pth').name == 'a-20240101.pth'
+
+
+def test_numbers_of_numpy_are_no_code_also_as_numpy_1_wrote_them(tmp_path):
+    file = tmp_path / 'a.pth'
+    meta = dict(a=np.int32(3), b=np.bool_(True), c=np.arange(3, dtype=np.uint8), d=np.float16(2))
+    torch.save(dict(meta=meta), file, _use_new_zipfile_serialization=False)
+    written = file.read_bytes()
+    for content in (written, written.replace(b'numpy._core.', b'numpy.core.')):
+        file.write_bytes(content)
+        assert read_checkpoint(file)['meta']['a'] == 3
+
+
+def test_nested_wrappers_are_opened_and_other_files_are_named(source, tmp_path):
+    torch.save(dict(model=dict(state_dict=source.state_dict())), tmp_path / 'a.pth')
+    assert read_state_dict(tmp_path / 'a.pth').keys() == source.state_dict().keys()
+    torch.save([torch.zeros(1)], tmp_path / 'b.pth')
+    with pytest.raises(UsageError, match='holds a list'):
+        read_checkpoint(tmp_path / 'b.pth')
+    with pytest.raises(UsageError, match='is a folder'):
+        read_checkpoint(tmp_path)
+
+
+def test_every_reader_in_a_process_is_safe(tmp_path, monkeypatch):
+    """Also MMEngine's loaders of named models, which end in torch.load."""
+    monkeypatch.setenv('TORCH_FORCE_WEIGHTS_ONLY_LOAD', '')
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    file, made = tmp_path / 'evil.pth', tmp_path / 'made'
+    torch.save(dict(a=Touch(made)), file)
+    load_safely(trust=False)
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(file, weights_only=False)
+    assert not made.exists()
+    load_safely(trust=True)
+    read_checkpoint(file)
+    assert made.exists()
+    load_safely(trust=False)
 
 
 def test_without_a_network_the_error_says_where_to_put_the_file(tmp_path, monkeypatch):

@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from mmconvneur.cli import add_trust, load_config, one_line_errors
 from mmconvneur.errors import UsageError
+from mmconvneur.hooks import check_heads
 from mmconvneur.model_zoo import find_weights, released
-from mmconvneur.weights.reading import load_safely
+from mmconvneur.weights.reading import load_safely, read_state_dict
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -92,6 +93,7 @@ def draw(cfg: Config, weights: str, images: list[Path], out_dir: Path, score_thr
 
         options = {}
     model = init(cfg, weights, device=get_device())
+    check_heads(model, read_state_dict(weights), complete=True)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = model.dataset_meta
     for path in tqdm(images, disable=None):

@@ -78,6 +78,8 @@ def main() -> None:
     checkpoint = locate(args.checkpoint)
     training = read_training(checkpoint, args.trust_checkpoint)
     log, processes = read_log(checkpoint.parent)
+    meta, flat = training['meta'], flat_config(training['meta'])
+    check_same(cfg, flat)
 
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / 'weights.pth'
@@ -85,7 +87,6 @@ def main() -> None:
         metrics, model = evaluate(cfg, weights, args)
         digest, content = sha256(weights), weights.read_bytes()
     stem = f'checkpoints/{name}-{digest[:8]}'
-    meta, flat = training['meta'], flat_config(training['meta'])
     by_epoch = 'max_epochs' in flat.train_cfg
     record = dict(
         name=name,
@@ -168,6 +169,16 @@ def slim(training: dict) -> dict:
     )
 
 
+def check_same(cfg: Config, training: Config) -> None:
+    """Raise ``UsageError`` where the config is not the one of the training."""
+    for key in ('model', 'test_dataloader', 'test_evaluator'):
+        if cfg.get(key) != training.get(key):
+            raise UsageError(
+                f'{key} of the config is not that of the training of the checkpoint: '
+                'give the config it was trained with'
+            )
+
+
 def flat_config(meta: dict) -> Config:
     """The config of the training without what belongs to the machine, and with its seed."""
     flat = Config.fromstring(meta['cfg'], '.py')
@@ -191,7 +202,8 @@ def evaluate(cfg: Config, weights: Path, args: argparse.Namespace) -> tuple[dict
         raise UsageError(f'the checkpoint is not of the model of the config: {report}')
     metrics = {name: float(value) for name, value in runner.test().items()}
     if not METRICS.keys() & metrics.keys():
-        raise UsageError(f'test_evaluator gives none of {", ".join(METRICS)}: {", ".join(metrics)}')
+        given = ', '.join(metrics) or 'nothing, as for a model that finds nothing'
+        raise UsageError(f'test_evaluator gives {given}: a release needs {" or ".join(METRICS)}')
     return metrics, runner.model
 
 

@@ -5,17 +5,14 @@ convnext = dict(
     t=dict(
         type='Pretrained',
         checkpoint=url + 'convnext-tiny_3rdparty_32xb128-noema_in1k_20220301-795e9634.pth',
-        prefix='backbone.',
     ),
     s=dict(
         type='Pretrained',
         checkpoint=url + 'convnext-small_3rdparty_32xb128-noema_in1k_20220301-303e75e3.pth',
-        prefix='backbone.',
     ),
     b=dict(
         type='Pretrained',
         checkpoint=url + 'convnext-base_3rdparty_32xb128-noema_in1k_20220301-2a0ee547.pth',
-        prefix='backbone.',
     ),
 )
 del url

@@ -149,7 +149,7 @@ class ConvNeur(BaseModule):
         super().init_weights()
         if first:
             for cfg in self.pretrained:
-                load_pretrained(self, **{k: v for k, v in cfg.items() if k != 'type'})
+                load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # Every way of loading passes here, inside a detector or a segmentor too.

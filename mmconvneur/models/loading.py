@@ -45,7 +45,7 @@ def load_pretrained(backbone: ConvNeur, checkpoint: str, prefix: str | None = No
         if not state:
             raise UsageError(
                 f'checkpoint {checkpoint} has no key that starts with {prefix!r}: leave prefix '
-                'out, it is found by looking at the keys'
+                'out (init_cfg.prefix=None), it is found by looking at the keys'
             )
     load_state_dict(backbone, state)
 
@@ -60,18 +60,27 @@ def fit_state_dict(
     their blocks is doubled. What such a network cannot supply keeps its initial value.
 
     Raises:
-        UsageError: If less than 95 % of what the source can supply, or has, finds its place.
+        UsageError: If less than 95 % of what the source can supply, or has, finds its place, or a
+            global branch of the source does not.
     """
     given = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+    if not given:
+        raise UsageError(
+            f'the checkpoint has no key that starts with {prefix!r}, where the backbone is: take '
+            'what its own keys start with (module., model., _orig_mod.) off, or load a backbone '
+            "alone by init_cfg=dict(type='Pretrained', checkpoint=...)"
+        )
     inside = {k.removeprefix(prefix): v for k, v in given.items()}
     supplied = recognise(inside)
     own = backbone.state_dict()
-    new = [] if supplied.has_global_branch else _without_source(own, supplied)
-    tensors = _folded(backbone, supplied) if new else supplied.tensors
+    tensors, new = _started(backbone, supplied)
     not_built = [name for name in tensors if not _is_built(backbone, name)]
     report = compare(own, tensors, new, unused=not_built)
-    report = report._replace(unused=report.unused + supplied.unused)
-    if not report.enough:
+    report = report._replace(
+        unexpected=report.unexpected + supplied.unknown, unused=report.unused + supplied.unused
+    )
+    surplus = any(part in name for name in report.unexpected for part in NOT_IN_CONVNEXT)
+    if surplus or not report.enough:
         raise UsageError(_too_little(own, inside, supplied, report))
     level = logging.INFO if report.complete else logging.WARNING
     print_log(f'ConvNeur from {supplied.layout}: {report}', 'current', level)
@@ -83,27 +92,25 @@ def fit_state_dict(
     return report
 
 
-def _without_source(own: Mapping[str, Tensor], supplied: Supplied) -> list[str]:
-    """What a network without global branches has not; a classifier has no norms of its maps."""
-    norms = supplied.layout != 'ConvNeur'
-    return [
-        name
-        for name in own
-        if any(part in name for part in NOT_IN_CONVNEXT)
-        or norms
-        and name.startswith('norm')
-        and name not in supplied.tensors
-    ]
+def _started(backbone: ConvNeur, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
+    """What starts the backbone, and the names of what the source's layout does not have.
 
-
-def _folded(backbone: ConvNeur, supplied: Supplied) -> dict[str, Tensor]:
-    """The tensors with layer scales divided by what the fusion of their block starts with."""
-    tensors = dict(supplied.tensors)
+    Where only the backbone has a global branch in a block, the block's layer scale is divided by
+    what its fusion starts with. Without any, the source may be a classifier, which has no norms of
+    its maps.
+    """
+    tensors, new = dict(supplied.tensors), []
     for name, block in backbone.named_modules():
-        gamma = f'{name}.local_branch.layer_scale'
-        if hasattr(block, 'fusion') and gamma in tensors:
-            tensors[gamma] = tensors[gamma] / block.fusion.start
-    return tensors
+        parts = tuple(f'{name}{part}' for part in NOT_IN_CONVNEXT)
+        if hasattr(block, 'fusion') and not any(key.startswith(parts) for key in tensors):
+            gamma = f'{name}.local_branch.layer_scale'
+            if gamma in tensors:
+                tensors[gamma] = tensors[gamma] / block.fusion.start
+            new += [key for key in backbone.state_dict() if key.startswith(parts)]
+    if not supplied.has_global_branch:
+        norms = (f'norm{i}.{part}' for i in backbone.out_indices for part in ('weight', 'bias'))
+        new += [key for key in norms if key not in tensors]
+    return tensors, new
 
 
 def _is_built(backbone: ConvNeur, name: str) -> bool:

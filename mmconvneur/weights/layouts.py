@@ -8,7 +8,7 @@ name of its own in each of them, and whatever stands before it is a prefix (``ba
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from torch import Tensor
@@ -41,6 +41,12 @@ class Layout(NamedTuple):
     @property
     def first_key(self) -> str:
         return f'{self.block(0, "0")}.{self.parts[0]}.weight'
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """What the keys of stem, downsampling and blocks start with."""
+        modules = (self.stem[0], self.downsample(1), self.block(0, '0'))
+        return tuple({module.split('.')[0] + '.' for module in modules})
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Pairs of a regular expression for the layout's module and ConvNeur's module."""
@@ -115,12 +121,14 @@ class Supplied(NamedTuple):
     Attributes:
         layout: Name of the layout it was found in.
         tensors: Under ConvNeur's names and in its shapes.
+        unknown: Keys inside the blocks and layers of the layout that it does not have.
         unused: Keys of the file that are no part of a backbone: classifiers, other heads.
         has_global_branch: Whether it supplies global branches; a ConvNeXt does not.
     """
 
     layout: str
     tensors: dict[str, Tensor]
+    unknown: list[str]
     unused: list[str]
     has_global_branch: bool
 
@@ -154,9 +162,9 @@ def recognise(state: Mapping[str, Tensor], prefix: str | None = None) -> Supplie
     outside = [key for key in state if not key.startswith(start)]
     if layout is CONVNEUR:
         return _own(inside, outside)
-    _check_version(inside)
+    _check_version(key for key in inside if key.startswith(layout.roots))
     rules = [(re.compile(rf'{theirs}(\.weight|\.bias|)'), ours) for theirs, ours in layout.rules()]
-    tensors, unused = {}, outside
+    tensors, unknown, unused = {}, [], outside
     for key, value in inside.items():
         for pattern, ours in rules:
             if match := pattern.fullmatch(key):
@@ -164,15 +172,17 @@ def recognise(state: Mapping[str, Tensor], prefix: str | None = None) -> Supplie
                 tensors[name] = _shaped(name, value)
                 break
         else:
-            unused.append(key)
-    return Supplied(layout.name, tensors, unused, has_global_branch=False)
+            (unknown if key.startswith(layout.roots) else unused).append(key)
+    return Supplied(layout.name, tensors, unknown, unused, has_global_branch=False)
 
 
 def _own(inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
     own = re.compile(r'(downsample_layers|stages)\.\d+\..*|norm\d+\.(weight|bias)')
     tensors = {key: value for key, value in inside.items() if own.fullmatch(key)}
     unused = outside + [key for key in inside if key not in tensors]
-    return Supplied('ConvNeur', tensors, unused, any('.global_branch.' in key for key in tensors))
+    return Supplied(
+        'ConvNeur', tensors, [], unused, any('.global_branch.' in key for key in tensors)
+    )
 
 
 def _shaped(name: str, value: Tensor) -> Tensor:
@@ -184,8 +194,8 @@ def _shaped(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def _check_version(inside: Mapping[str, Tensor]) -> None:
-    for key in inside:
+def _check_version(keys: Iterable[str]) -> None:
+    for key in keys:
         if '.grn.' in key:
             raise UsageError(
                 f'{key} is the response normalisation of ConvNeXt V2, which ConvNeur has not: '

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -21,10 +23,11 @@ from ..errors import UsageError
 
 # How PyTorch's safe reader names what it refuses.
 FOREIGN_OBJECT = re.compile(r'(?:GLOBAL|global|class|function|getattr of) ([\w.]+)')
-HASH_IN_NAME = re.compile(r'-([0-9a-f]{8,64})\.\w+$')  # as torch.hub and OpenMMLab name files
+# As torch.hub and OpenMMLab name files; a date is no hash.
+HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
 SCHEMES = ('http://', 'https://')
 SAFETENSORS = '.safetensors'
-WRAPPERS = ('state_dict', 'model', 'module', 'model_ema')  # the weights of a training checkpoint
+WRAPPERS = ('state_dict', 'model', 'module', 'model_state_dict', 'model_ema', 'state_dict_ema')
 
 
 def locate(source: str | Path) -> Path:
@@ -36,21 +39,23 @@ def locate(source: str | Path) -> Path:
     source = str(source)
     path = fetch(source) if source.startswith(SCHEMES) else Path(source).expanduser()
     if not path.is_file():
+        problem = 'is a folder' if path.is_dir() else 'does not exist'
         raise UsageError(
-            f'checkpoint {path} does not exist: give the path of a .pth or {SAFETENSORS} file'
+            f'checkpoint {path} {problem}: give the path of a .pth or {SAFETENSORS} file'
         )
     if path.suffix != SAFETENSORS and not is_checkpoint(path):
         raise UsageError(f'checkpoint {path} is truncated or no checkpoint: get or write it again')
     return path
 
 
-def read_checkpoint(source: str | Path, trust: bool = False) -> dict:
+def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
     """A checkpoint file as it is, on the CPU.
 
     Args:
         source: Path or URL of a ``.pth`` or a ``.safetensors`` file. A URL is downloaded once into
             PyTorch's cache; a hash in its name is verified.
-        trust: Unpickle whatever the file holds. It can then run any code.
+        trust: Unpickle whatever the file holds. It can then run any code. Default: no, or what
+            :func:`load_safely` was given.
 
     Raises:
         UsageError: If the file does not exist, cannot be downloaded, is damaged or holds objects
@@ -59,17 +64,25 @@ def read_checkpoint(source: str | Path, trust: bool = False) -> dict:
     path = locate(source)
     if path.suffix == SAFETENSORS:
         return _read_safetensors(path)
+    trust = _trusted if trust is None else trust
     try:
         with torch.serialization.safe_globals(ALLOWED):
-            return torch.load(path, map_location='cpu', weights_only=not trust)
-    except Exception as error:  # spoilt bytes can raise anything
+            checkpoint = torch.load(path, map_location='cpu', weights_only=not trust)
+    except pickle.UnpicklingError as error:
         name = FOREIGN_OBJECT.search(str(error))
-        if not isinstance(error, pickle.UnpicklingError) or name is None:
-            raise UsageError(f'checkpoint {path} is corrupt: get or write it again') from error
         raise UsageError(
-            f'checkpoint {path} holds more than tensors ({name[1]}), and reading that can run any '
-            'code: if you trust its source, add --trust-checkpoint'
+            f'checkpoint {path} holds more than tensors ({name[1] if name else "objects"}), and '
+            'reading that can run any code: if you trust its source, add --trust-checkpoint'
         ) from error
+    except Exception as error:  # spoilt bytes can raise anything
+        raise UsageError(
+            f'checkpoint {path} is corrupt or no checkpoint: get or write it again'
+        ) from error
+    if not isinstance(checkpoint, Mapping):
+        raise UsageError(
+            f'checkpoint {path} holds a {type(checkpoint).__name__}: give a file of a state dict'
+        )
+    return checkpoint
 
 
 def _read_safetensors(path: Path) -> dict:
@@ -83,7 +96,9 @@ def _read_safetensors(path: Path) -> dict:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UsageError(f'checkpoint {path} is corrupt: get or write it again') from error
+        raise UsageError(
+            f'checkpoint {path} is corrupt or no checkpoint: get or write it again'
+        ) from error
 
 
 def _method_of_history(owner: type, name: str) -> object:
@@ -93,15 +108,17 @@ def _method_of_history(owner: type, name: str) -> object:
     return getattr(owner, name)
 
 
-# What MMEngine's training checkpoints hold beside tensors and plain Python: the log's buffers.
+# What training checkpoints hold beside tensors and plain Python: the buffers of MMEngine's log, and
+# NumPy's numbers, which NumPy 1 wrote under another name.
+_RECONSTRUCT, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
 ALLOWED = [
     HistoryBuffer,
     (_method_of_history, 'builtins.getattr'),
     np.ndarray,
     np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int64)),
-    np.empty(0).__reduce__()[0],
-    np.float64(0).__reduce__()[0],
+    *{type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['Float']},
+    *((_RECONSTRUCT, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
+    *((_SCALAR, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
 ]
 
 
@@ -112,49 +129,86 @@ def fetch(url: str, sha256: str | None = None) -> Path:
         url: Where it is.
         sha256: How its hash begins; default: what the name says, if it says so.
     """
-    path = Path(torch.hub.get_dir()) / 'checkpoints' / Path(urlparse(url).path).name
-    if path.is_file():
-        return path
-    if sha256 is None and (named := HASH_IN_NAME.search(path.name)):
+    name = Path(urlparse(url).path).name
+    named = HASH_IN_NAME.search(name)
+    if sha256 is None and named:
         sha256 = named[1]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(torch.hub.get_dir()) / 'checkpoints'
+    if not named:  # many files are called model.safetensors
+        folder /= hashlib.sha256(url.encode()).hexdigest()[:8]
+    path = folder / name
+    if path.is_file():
+        if not _has_hash(path, sha256):
+            raise UsageError(f'{path} has not the hash {sha256}: delete it and get it again')
+        return path
+    partial = path.with_name(f'partial-{name}')
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, path, hash_prefix=sha256, progress=is_main_process())
+        torch.hub.download_url_to_file(url, partial, progress=is_main_process())
+        if not _has_hash(partial, sha256):
+            raise UsageError(f'what {url} gives has not the hash {sha256}: get it elsewhere')
+        if not _is_whole(partial):
+            raise UsageError(
+                f'what {url} gives is no whole checkpoint: try again, or check the URL'
+            )
+        os.replace(partial, path)
     except (URLError, OSError) as error:
         raise UsageError(
             f'{url} cannot be downloaded ({error}): download it elsewhere and put it at {path}'
         ) from error
-    except RuntimeError as error:
-        raise UsageError(f'{url} has not the hash in its name: download it again') from error
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
-def read_state_dict(source: str | Path, trust: bool = False) -> dict[str, Tensor]:
+def _has_hash(path: Path, sha256: str | None) -> bool:
+    return not sha256 or hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256)
+
+
+def _is_whole(path: Path) -> bool:
+    if path.suffix != SAFETENSORS:
+        return is_checkpoint(path)
+    try:
+        return bool(_read_safetensors(path))
+    except UsageError:
+        return False
+
+
+def read_state_dict(source: str | Path, trust: bool | None = None) -> dict[str, Tensor]:
     """The weights in a checkpoint file, whatever they are wrapped in.
 
     Raises:
         UsageError: As :func:`read_checkpoint`; if the file holds no weights.
     """
     state = read_checkpoint(source, trust)
-    for key in WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
-    tensors = {}
-    if isinstance(state, Mapping):
-        tensors = {k: v for k, v in state.items() if isinstance(v, Tensor)}
+    while inner := [state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)]:
+        state = inner[0]
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise UsageError(f'checkpoint {source} holds no state dict: give a file of weights')
+        raise UsageError(
+            f'checkpoint {source} holds no weights, but {", ".join(map(str, list(state)[:5]))}: '
+            f'give a state dict, alone or as one of {", ".join(WRAPPERS)}'
+        )
     return tensors
 
 
+_trusted = False
+
+
 def load_safely(trust: bool) -> None:
-    """Make MMEngine read every checkpoint in this process by :func:`read_checkpoint`.
+    """Make everything in this process read checkpoints without running code from them.
 
     MMEngine itself falls back to full unpickling, with a warning, where safe reading fails.
+
+    Args:
+        trust: Read whatever a file holds instead.
     """
+    global _trusted
+    _trusted = trust
+    # PyTorch heeds it in every torch.load, whatever its caller asks for.
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '0' if trust else '1'
 
     def load_from_safe_reader(filename: str, map_location: str | None = None) -> dict:
-        return read_checkpoint(filename, trust)
+        return read_checkpoint(filename)
 
     CheckpointLoader.register_scheme(['', *SCHEMES], load_from_safe_reader, force=True)
