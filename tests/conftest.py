@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True, scope='module')
 def nothing_left_of_other_runs() -> None:
-    """MMEngine finds loggers and visualizers by name, and they write where the run before did."""
+    """Tools that ran in this process leave MMEngine's named instances, which write where the run
+    before did, and PyTorch told to read safely."""
+    os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     for manager in (MMLogger, Visualizer, *Visualizer.__subclasses__()):
         manager._instance_dict.clear()

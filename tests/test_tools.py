@@ -210,7 +210,7 @@ def failing(monkeypatch, capsys, tool: str, *args: object) -> str:
         ('train', [DETECTION, '--resume', 'no.pth'], ['no.pth does not exist']),
         ('train', [DETECTION, '--cfg-options', 'load_from=no.pth'], ['no.pth does not exist']),
         ('test', [DETECTION, 'no.pth'], ['no.pth does not exist']),
-        ('test', [DETECTION, CONFIGS, '--out', 'x.json'], [f'{CONFIGS} does not exist']),
+        ('test', [DETECTION, CONFIGS, '--out', 'x.json'], [f'{CONFIGS} is a folder']),
         ('train', ['mask_rcnn_convneur_t_coco'], ['data/coco/', 'make_sample_data.py']),
         ('train', ['upernet_convneur_t_ade20k'], ['data/ade/', 'make_sample_data.py']),
         (
