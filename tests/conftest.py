@@ -18,10 +18,19 @@ def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True, scope='module')
-def nothing_left_of_other_runs() -> None:
+def forget_runs() -> None:
     """Tools that ran in this process leave MMEngine's named instances, which write where the run
     before did, and PyTorch told to read safely."""
     os.environ.pop('TORCH_FORCE_WEIGHTS_ONLY_LOAD', None)
     for manager in (MMLogger, Visualizer, *Visualizer.__subclasses__()):
         manager._instance_dict.clear()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def nothing_left_of_other_modules() -> None:
+    forget_runs()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_of_other_tests() -> None:
+    forget_runs()

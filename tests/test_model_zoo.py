@@ -10,7 +10,6 @@ import runpy
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import mmcv
@@ -21,7 +20,6 @@ import yaml
 from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from steps import ROOT, SAMPLE_CONFIGS, build
@@ -133,14 +131,6 @@ def at_home(home, monkeypatch) -> Path:
 def call(monkeypatch: pytest.MonkeyPatch, tool: str, *args: object) -> None:
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
     runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
-
-
-@pytest.fixture(autouse=True)
-def no_logger_left() -> Iterator[None]:
-    """MMEngine's loggers outlive a run, and write to where pytest listened then."""
-    MMLogger._instance_dict.clear()
-    yield
-    MMLogger._instance_dict.clear()
 
 
 def entry_of(home: Path, name: str) -> dict:
