@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import runpy
+import sys
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
 from steps import SAMPLE_CONFIGS, build
-from test_tools import DETECTION, SEGMENTATION, failing
+from test_tools import DETECTION, SEGMENTATION, TOOLS, failing
 from test_weights import Touch, counts, logged
 
 from mmconvneur import UsageError
@@ -109,6 +111,18 @@ def test_test_py_refuses(make, parts, sample_dir, tmp_path, monkeypatch, capsys)
     for part in parts:
         assert part in message, message
     assert not (tmp_path / 'made').exists()
+
+
+def test_trust_checkpoint_is_the_way_out(detector, sample_dir, tmp_path, monkeypatch, capsys):
+    made, file = tmp_path / 'made', tmp_path / 'a.pth'
+    torch.save(dict(state_dict=detector.state_dict(), args=Touch(made)), file)
+    monkeypatch.chdir(sample_dir)
+    args = (DETECTION, file, '--work-dir', tmp_path / 'work')
+    assert '--trust-checkpoint' in failing(monkeypatch, capsys, 'test', *args)
+    assert not made.exists()
+    monkeypatch.setattr(sys, 'argv', ['test.py', *map(str, args), '--trust-checkpoint'])
+    runpy.run_path(str(TOOLS / 'test.py'), run_name='__main__')
+    assert made.exists()
 
 
 @pytest.mark.parametrize(
