@@ -5,7 +5,7 @@ import torch
 from reference import neural_memory as reference
 
 from mmconvneur import ConvNeur, UsageError
-from mmconvneur.models import NeuralMemory, PublishedNeuralMemory
+from mmconvneur.models import NeuralMemory, PublishedNeuralMemory, pointwise
 from mmconvneur.models.inner_models import INNER_MODELS
 
 # Distinct primes: a swapped axis cannot pass. 5 x 7 tokens, chunks of 11: the last one is ragged.
@@ -21,6 +21,12 @@ FORMS = [
     ]
 ]
 PUBLISHED = [dict(chunk_size=11, gradient='running'), dict(chunk_size=11, gradient='start')]
+
+
+@pytest.fixture(autouse=True, params=[pointwise.STRIP, 11], ids=['one-strip', 'many-strips'])
+def strip(request, monkeypatch):
+    """Everything holds for an image that is one strip and for one that is many, the last ragged."""
+    monkeypatch.setattr(pointwise, 'STRIP', request.param)
 
 
 def build(cls=NeuralMemory, **cfg):
@@ -130,18 +136,18 @@ def test_published_rates_start_small():
 def test_inner_step_stays_in_float32_under_autocast(monkeypatch):
     memory = NeuralMemory(DIM, memory_dim=33, num_heads=3)
     torch.nn.init.normal_(memory.expand.weight)
-    seen = []
+    seen = set()
     inner = INNER_MODELS['linear']
 
     def spy(weights, keys, values, w):
-        seen.append({t.dtype for t in (*weights, keys, values, w)})
+        seen.update(t.dtype for t in (*weights, keys, values, w))
         return inner.gradient(weights, keys, values, w)
 
     monkeypatch.setitem(INNER_MODELS, 'linear', inner._replace(gradient=spy))
     x = image().float()
     with torch.autocast('cpu', torch.bfloat16):
         out = memory(x)
-    assert seen == [{torch.float32}]
+    assert seen == {torch.float32}
     # bfloat16 has 8 bits: the outer maps lose that much and the inner sum no more.
     expected = memory(x)
     torch.testing.assert_close(

@@ -27,14 +27,14 @@ class InnerModel(NamedTuple):
     Attributes:
         num_weights: How many matrices W holds.
         apply: ``(W, x (..., N, d)) -> (..., N, d)``.
-        difference: ``(W, W0, x) -> f(x; W) - f(x; W0)``.
+        change: ``(W, D, x) -> f(x; W + D) - f(x; W)``.
         gradient: ``(W, keys (..., N, d), values (..., N, d), w (..., N)) -> dL/dW``.
         init_std: Standard deviation of the initial matrices for a head width d.
     """
 
     num_weights: int
     apply: Callable[[Weights, Tensor], Tensor]
-    difference: Callable[[Weights, Weights, Tensor], Tensor]
+    change: Callable[[Weights, Weights, Tensor], Tensor]
     gradient: Callable[[Weights, Tensor, Tensor, Tensor], Weights]
     init_std: Callable[[int], float]
 
@@ -51,9 +51,9 @@ def linear(weights: Weights, x: Tensor) -> Tensor:
     return x @ w
 
 
-def linear_difference(weights: Weights, initial: Weights, x: Tensor) -> Tensor:
-    """x (W - W0): one product, because f is linear in W."""
-    return linear((weights[0] - initial[0],), x)
+def linear_change(weights: Weights, change: Weights, x: Tensor) -> Tensor:
+    """x D: one product, because f is linear in W."""
+    return linear(change, x)
 
 
 def linear_gradient(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) -> Weights:
@@ -92,8 +92,12 @@ def gated_gradient(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) ->
     return keys.mT @ (error * gate), keys.mT @ (error * z1 * silu_derivative(z2))
 
 
-def _difference(apply: Callable[[Weights, Tensor], Tensor]) -> Callable[..., Tensor]:
-    return lambda weights, initial, x: apply(weights, x) - apply(initial, x)
+def _change(apply: Callable[[Weights, Tensor], Tensor]) -> Callable[..., Tensor]:
+    def change(weights: Weights, change: Weights, x: Tensor) -> Tensor:
+        changed = tuple(w + d for w, d in zip(weights, change, strict=True))
+        return apply(changed, x) - apply(weights, x)
+
+    return change
 
 
 def _fan_in(width: int) -> float:
@@ -102,7 +106,7 @@ def _fan_in(width: int) -> float:
 
 
 INNER_MODELS = {
-    'linear': InnerModel(1, linear, linear_difference, linear_gradient, lambda width: 0.02),
-    'two_layer': InnerModel(2, two_layer, _difference(two_layer), two_layer_gradient, _fan_in),
-    'gated': InnerModel(2, gated, _difference(gated), gated_gradient, _fan_in),
+    'linear': InnerModel(1, linear, linear_change, linear_gradient, lambda width: 0.02),
+    'two_layer': InnerModel(2, two_layer, _change(two_layer), two_layer_gradient, _fan_in),
+    'gated': InnerModel(2, gated, _change(gated), gated_gradient, _fan_in),
 }

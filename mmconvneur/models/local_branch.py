@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .pointwise import GELU, Linear, by_strips
+
 
 class LayerNorm2d(nn.LayerNorm):
     """Layer normalisation over the channels of each position, ``(B, C, H, W) -> (B, C, H, W)``."""
@@ -36,12 +38,17 @@ class LocalBranch(nn.Module):
         hidden = int(mlp_ratio * dim)
         self.depthwise_conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.expand = nn.Linear(dim, hidden)
-        self.activation = nn.GELU()
-        self.project = nn.Linear(hidden, dim)
+        self.expand = Linear(dim, hidden)
+        self.activation = GELU()
+        self.project = Linear(hidden, dim)
         self.layer_scale = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.depthwise_conv(x).permute(0, 2, 3, 1))  # (B, H, W, C)
-        x = self.project(self.activation(self.expand(x)))
-        return (self.layer_scale * x).permute(0, 3, 1, 2)
+        height, width = x.shape[-2:]
+        x = self.depthwise_conv(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
+        x = by_strips(self.mix_channels, x)
+        return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        x = self.expand(self.norm(x))
+        return self.layer_scale * self.project(self.activation(x))

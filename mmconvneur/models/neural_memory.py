@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ..errors import UsageError, check_choice
 from ..registry import MIXERS
 from .inner_models import INNER_MODELS, InnerModel, Weights
+from .pointwise import Linear, by_strips, linear, strips
 
 
 class WriteRule(NamedTuple):
@@ -99,6 +100,16 @@ def _products_after(x: Tensor) -> Tensor:
 STATES = {'running': running_states, 'start': start_states}
 
 
+def heads(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``(B, N, h, d) -> (B, h, N, d)`` in the dtype of the inner step."""
+    return x.transpose(1, 2).to(dtype)
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Where sums over many tokens and small differences are taken, also under autocast."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 @MIXERS.register_module()
 class NeuralMemory(BaseModule):
     """The default memory: one weighted inner step over the image, then a read of what it wrote.
@@ -158,14 +169,14 @@ class NeuralMemory(BaseModule):
         self.inner_model = inner_model
         width = memory_dim // num_heads
 
-        self.reduce = nn.Linear(dim, memory_dim)
+        self.reduce = Linear(dim, memory_dim)
         self.norm = nn.LayerNorm(memory_dim, eps=1e-6)
         self.qkv = nn.Linear(memory_dim, 3 * memory_dim)
         self.build_write_rule()
         self.initial = nn.ParameterList(
             torch.empty(num_heads, width, width) for _ in range(self.inner.num_weights)
         )
-        self.expand = nn.Linear(memory_dim, dim)
+        self.expand = Linear(memory_dim, dim)
         self.reset_parameters()
 
     @property
@@ -212,34 +223,77 @@ class NeuralMemory(BaseModule):
         Padding is not written into the memory.
         """
         height, width = x.shape[-2:]
-        tokens = self.norm(self.reduce(x.permute(0, 2, 3, 1))).flatten(1, 2)  # (B, N, C_m)
+        x = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
+        tokens = by_strips(self.embed, x)  # (B, N, C_m)
         real = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.flatten(1)  # (B, N)
+        whole = self.chunk_size is None and self.read == 'after'
+        out = self.whole_image(tokens, real) if whole else self.in_chunks(tokens, real)
+        return out.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
-        queries, keys, values = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        queries, keys = (F.normalize(t, dim=-1, eps=1e-6) for t in (queries, keys))
+    def embed(self, x: Tensor) -> Tensor:
+        return self.norm(self.reduce(x))
 
-        # The inner step is a sum over thousands of tokens and the read is a small difference of
-        # memories: both in float32 at least, also under autocast.
-        with torch.autocast(x.device.type, enabled=False):
-            exact = torch.promote_types(tokens.dtype, torch.float32)
-            rule = self.write_rule(self.chunked(tokens.to(exact)), self.chunked(real))
-            states = STATES[self.gradient](
-                self.inner,
-                self.initial_memory(exact),
-                self.chunked_heads(keys.to(exact)),
-                self.chunked_heads(values.to(exact)),
-                rule,
-            )
+    def whole_image(self, tokens: Tensor, real: Tensor) -> Tensor:
+        """One chunk that all tokens read: what :meth:`in_chunks` does, strip by strip.
+
+        The gradient is a sum over tokens, and a read concerns one token.
+        """
+        dtype = self.inner_dtype(tokens)
+        initial = self.initial_memory(dtype)
+        with full_precision(tokens):
+            rule = self.write_rule(tokens.unsqueeze(1), real.unsqueeze(1))
+        weights = rule.weights.squeeze(2).transpose(1, 2)  # (B, N, h)
+        gradients = []
+        for z, w in zip(strips(tokens), strips(weights), strict=True):
+            keys, values = (heads(t, dtype) for t in self.keys_and_values(z))
+            with full_precision(z):
+                gradients.append(self.inner.gradient(initial, keys, values, w.transpose(1, 2)))
+        written = tuple(-torch.stack(parts).sum(0) for parts in zip(*gradients, strict=True))
+
+        def read(z: Tensor) -> Tensor:
+            queries = heads(self.queries(z), dtype)
+            with full_precision(z):
+                out = self.inner.change(initial, written, queries)  # (B, h, L, d)
+            return self.expand(out.transpose(1, 2).flatten(2).to(z.dtype))
+
+        return by_strips(read, tokens)
+
+    def in_chunks(self, tokens: Tensor, real: Tensor) -> Tensor:
+        dtype = self.inner_dtype(tokens)
+        maps = self.queries(tokens), *self.keys_and_values(tokens)
+        # (B, T, L, h, d) -> (B, h, T, L, d)
+        queries, keys, values = (self.chunked(t.to(dtype)).permute(0, 3, 1, 2, 4) for t in maps)
+        with full_precision(tokens):
+            rule = self.write_rule(self.chunked(tokens), self.chunked(real))
+            initial = self.initial_memory(dtype)
+            states = STATES[self.gradient](self.inner, initial, keys, values, rule)
             seen = slice(-1, None) if self.read == 'after' else slice(-1)
-            states = tuple(m[:, :, seen] for m in states)
-            out = self.readout(states, self.chunked_heads(queries.to(exact)))  # (B, h, T, L, d)
+            out = self.readout(tuple(m[:, :, seen] for m in states), queries)
         out = out.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)[:, : tokens.size(1)]
-        return self.expand(out.to(tokens.dtype)).unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return self.expand(out.to(tokens.dtype))
+
+    def queries(self, tokens: Tensor) -> Tensor:
+        """``(B, N, C_m) -> (B, N, h, d)``, of unit length."""
+        weight, bias = (p[: self.memory_dim] for p in (self.qkv.weight, self.qkv.bias))
+        queries = linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1))
+        return F.normalize(queries, dim=-1, eps=1e-6)
+
+    def keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Two of ``(B, N, C_m) -> (B, N, h, d)``, the keys of unit length."""
+        weight, bias = (p[self.memory_dim :] for p in (self.qkv.weight, self.qkv.bias))
+        maps = linear(tokens, weight, bias).unflatten(-1, (2, self.num_heads, -1))
+        keys, values = maps.unbind(2)
+        return F.normalize(keys, dim=-1, eps=1e-6), values
+
+    def inner_dtype(self, tokens: Tensor) -> torch.dtype:
+        """The inner step is a sum over thousands of tokens: in float32 at least."""
+        return torch.promote_types(tokens.dtype, torch.float32)
 
     def write_rule(self, tokens: Tensor, real: Tensor) -> WriteRule:
         """Token weights and rates from ``tokens (B, T, L, C_m)`` and ``real (B, T, L)``."""
-        logits = F.linear(tokens, self.write_logits.weight.to(tokens.dtype))
-        logits = logits.permute(0, 3, 1, 2)  # (B, h, T, L)
+        weight = self.write_logits.weight.to(self.inner_dtype(tokens))
+        logits = by_strips(lambda z: F.linear(z.to(weight.dtype), weight), tokens.flatten(1, 2))
+        logits = logits.transpose(1, 2).unflatten(2, tokens.shape[1:3])  # (B, h, T, L)
         absent = ~real.bool().unsqueeze(1)
         logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
         # Filled with zero once more for a chunk that is padding throughout.
@@ -250,7 +304,8 @@ class NeuralMemory(BaseModule):
     def readout(self, states: Weights, queries: Tensor) -> Tensor:
         """What the image itself wrote: f(q; M) - f(q; M_0)."""
         initial = tuple(m.unsqueeze(1) for m in self.initial_memory(queries.dtype))
-        return self.inner.difference(states, initial, queries)
+        written = tuple(m - m0 for m, m0 in zip(states, initial, strict=True))
+        return self.inner.change(initial, written, queries)
 
     def initial_memory(self, dtype: torch.dtype) -> Weights:
         return tuple(m.to(dtype) for m in self.initial)
@@ -262,10 +317,6 @@ class NeuralMemory(BaseModule):
         missing = -x.size(1) % self.chunk_size
         x = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
         return x.unflatten(1, (-1, self.chunk_size))
-
-    def chunked_heads(self, x: Tensor) -> Tensor:
-        """``(B, N, h, d) -> (B, h, T, L, d)``."""
-        return self.chunked(x).permute(0, 3, 1, 2, 4)
 
 
 @MIXERS.register_module()
@@ -313,6 +364,7 @@ class PublishedNeuralMemory(NeuralMemory):
             theta.fill_(-4.0), eta.zero_(), alpha.fill_(-4.0)
 
     def write_rule(self, tokens: Tensor, real: Tensor) -> WriteRule:
+        tokens = tokens.to(self.inner_dtype(tokens))
         weights = real.unsqueeze(1).expand(-1, self.num_heads, -1, -1).to(tokens.dtype)
         mean = (tokens * real.unsqueeze(-1)).sum(2) / real.sum(2).clamp(min=1).unsqueeze(-1)
         # (B, T, 3 h) -> three of (B, h, T)
