@@ -156,7 +156,11 @@ def resolve_arch(arch: str | dict) -> dict:
             'give the kinds of blocks of every stage'
         )
     for kinds in arch['mixers']:
-        for kind in kinds if isinstance(kinds, (list, tuple)) and kinds else [kinds]:
+        if not isinstance(kinds, (list, tuple)) or not kinds:
+            raise UsageError(
+                f"the kinds {kinds!r} of a stage in arch's mixers: give a sequence, ('glmix',)"
+            )
+        for kind in kinds:
             check_choice('mixer', kind, MIXINGS)
     for dim in arch['channels']:
         if dim % arch['head_width']:

@@ -128,12 +128,12 @@ def _too_little(
 ) -> str:
     theirs, ours = sizes(supplied.tensors), sizes(backbone.state_dict())
     name = type(backbone).__name__
-    options = 'arch and global_mixer' if name == 'ConvNeur' else 'the arch'
+    options = 'arch and global_mixer' if name == 'ConvNeur' else 'arch'
     lost = [*report.missing, *report.mismatched, *report.unexpected][0]
     return (
         f'the checkpoint ({supplied.layout}) fits {report.share:.0%} of this {name}: {report}; '
         f'it has channels, depths {theirs} and the model {ours}, keys like {next(iter(inside))} '
-        f'and the model {lost}: choose {options} that belong to the checkpoint'
+        f'and the model {lost}: choose {options} as the checkpoint has them'
     )
 
 
