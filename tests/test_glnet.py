@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from reference import glnet as reference
 from reference import layer_norm
@@ -14,8 +15,11 @@ from steps import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmconvneur import ConvNeur, UsageError
+from mmconvneur.cli import check_widths
+from mmconvneur.hooks import check_heads
 from mmconvneur.models import GLNet
 from mmconvneur.models.glnet import ARCHS
+from mmconvneur.models.loading import fit_state_dict
 from mmconvneur.weights import recognise
 from mmconvneur.weights.glnet import own_name, own_shape
 
@@ -143,7 +147,7 @@ def expected_maps(state: dict, x: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize('arch', ['stl', '16g'])
 def test_a_converted_checkpoint_gives_the_maps_of_the_published_network(
-    arch, tmp_path, monkeypatch, capsys, caplog
+    arch, tmp_path, monkeypatch, capsys
 ):
     state, source, converted = checkpoint(arch), tmp_path / 'in.pth', tmp_path / 'out.pth'
     torch.save(dict(model=state, epoch=3), source)
@@ -305,12 +309,30 @@ def test_autocast_stays_near_float32(arch):
         assert ((a.float() - b).norm() / b.norm()).item() < 2e-2
 
 
+@pytest.mark.slow
+def test_compile_has_no_graph_break_and_export_takes_any_size():
+    arch = dict(HYBRID, channels=(8, 16), depths=(1, 1), mixers=(('glmix',), ('attention',)))
+    net, x = tiny(arch, out_indices=(0, 1)).double().eval(), image().double()
+    compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
+    sizes = {2: torch.export.Dim('height', min=64), 3: torch.export.Dim('width', min=64)}
+    program = torch.export.export(net, (x,), dynamic_shapes=(sizes,)).module()
+    other = image(131, 97).double()
+    for outs, expected in [(compiled(x), net(x)), (program(other), net(other))]:
+        for a, b in zip(outs, expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
 # ------------------------------------------------------------------------------------------ loading
-def test_loads_as_the_backbone_of_another_model_and_reports(caplog):
+def test_loads_as_the_backbone_of_another_model_and_reports():
     model = torch.nn.ModuleDict(dict(backbone=GLNet(narrow('stl'))))
     state = {f'backbone.{key}': value for key, value in checkpoint('stl').items()}
-    with caplog.at_level('INFO'):
-        model.load_state_dict(state)
+    report = fit_state_dict(model.backbone, dict(state), 'backbone.')
+    # Norms of the first three maps are new, and the classifier stays.
+    assert len(report.matched) == len(state) - 2 and report.complete
+    assert set(report.new) == {f'norm{i}.{part}' for i in range(3) for part in ('weight', 'bias')}
+    assert len(report.unused) == 2
+    model.load_state_dict(state)
+    assert check_heads(model, state, complete=True).missing == []
     assert torch.equal(
         model.state_dict()['backbone.stages.1.0.mixing.clustering.affinity.scale'],
         state['backbone.stages.1.blocks.0.slot_scale'].float()[None],
@@ -336,6 +358,13 @@ def test_what_does_not_fit_is_refused_in_one_line(make, problem):
     with pytest.raises(UsageError, match=problem) as error:
         GLNet(narrow('stl')).load_state_dict(make())
     assert '\n' not in str(error.value)
+
+
+def test_necks_for_other_widths_are_named():
+    cfg = Config(dict(model=dict(backbone=dict(type='mmconvneur.GLNet', arch='4g'),
+                                 neck=dict(in_channels=[96, 192, 384, 768]))))  # fmt: skip
+    with pytest.raises(UsageError, match=r'the backbone gives \[64, 128, 256, 512\]'):
+        check_widths(cfg)
 
 
 @pytest.mark.parametrize(
