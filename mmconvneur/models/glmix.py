@@ -2,7 +2,7 @@
 
 Dimension key: B images, N = H W pixels, C channels, S slots.
 
-Source: GLMix (arXiv 2411.14429, section 3).
+Source: GLMix (arXiv 2411.14429).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """GLNet: stages of blocks that join a soft clustering of the pixels with a depthwise convolution.
 
-Source: GLMix (arXiv 2411.14429), sections 3 and 4, and its public code for stem and norms.
+Sources: GLMix (arXiv 2411.14429); names and shapes in its checkpoints and its public code for what
+the paper leaves open (order of norms, activations, epsilons).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from .backbone import StagedBackbone, drop_path_rates, per_stage
 from .glnet_block import MIXINGS, GLNetBlock
 from .local_branch import LayerNorm2d
 
-# Table 1 of the paper. mixers: the kinds of a stage's blocks in turn.
+# Sizes of the public code. mixers: the kinds of a stage's blocks in turn.
 GLMIX, ATTENTION, BOTH = ('glmix',), ('attention',), ('glmix', 'attention')
 HYBRID = dict(
     depths=(4, 4, 18, 4), mixers=(GLMIX, GLMIX, BOTH, ATTENTION), mlp_ratio=3, overlap=True
@@ -72,7 +73,7 @@ class GLNet(StagedBackbone):
             few images per GPU.
         init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=...)`` with a published
             file, whose names :mod:`mmconvneur.weights.glnet` translates. ``None``: PyTorch's own
-            initialisation, as published.
+            initialisation, Xavier's in attention.
 
     Raises:
         UsageError: For an unknown or impossible choice, and in ``forward`` for a wrong number of

@@ -1,4 +1,4 @@
-"""The block of GLNet (arXiv 2411.14429, section 3) and the two mixings it is built with."""
+"""The block of GLNet (arXiv 2411.14429) and the two mixings it is built with."""
 
 from __future__ import annotations
 
