@@ -22,7 +22,8 @@ from mmengine.runner import Runner
 
 from .errors import UsageError
 from .model_zoo import HOME
-from .models.convneur import resolve_arch, resolve_out_indices
+from .models import convneur, glnet
+from .models.backbone import resolve_out_indices
 from .sample_data import TASKS
 from .weights.reading import load_safely
 
@@ -146,12 +147,15 @@ def check_options(cfg: Config, options: dict) -> None:
 
 
 def check_widths(cfg: Config) -> None:
-    """Raise ``UsageError`` unless the neck, or else the head, takes the channels of a ConvNeur."""
+    """Raise ``UsageError`` unless the neck, or else the head, takes what our backbone gives."""
     model = cfg.get('model', {})
     backbone = model.get('backbone', {})
-    if 'ConvNeur' not in str(backbone.get('type')):
+    for name, network, default in (('ConvNeur', convneur, 't'), ('GLNet', glnet, 'stl')):
+        if name in str(backbone.get('type')):
+            arch = network.resolve_arch(backbone.get('arch', default))
+            break
+    else:
         return
-    arch = resolve_arch(backbone.get('arch', 't'))
     stages = resolve_out_indices(backbone.get('out_indices', (0, 1, 2, 3)), len(arch['channels']))
     channels = [arch['channels'][i] for i in stages]
     for name in ('neck', 'decode_head'):

@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .checkpoints import ATOMIC, RESUME_FILE
 from .errors import UsageError
 from .loops import EPOCH_POSITION
-from .models import ConvNeur
+from .models.backbone import StagedBackbone
 from .registry import HOOKS
 from .weights.report import ENOUGH, LoadReport, compare
 
@@ -107,7 +107,7 @@ class ResumeHook(Hook):
 
 @HOOKS.register_module()
 class LoadReportHook(Hook):
-    """Reports what a checkpoint filled of neck and heads; a ConvNeur backbone reports for itself.
+    """Reports what a checkpoint filled of neck and heads; our backbones report for themselves.
 
     Args:
         complete: Nothing of neck and heads may stay at random: for testing, and always where a
@@ -134,13 +134,13 @@ class LoadReportHook(Hook):
 
 
 def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -> LoadReport:
-    """What a state dict has for all of a model but its ConvNeur backbones.
+    """What a state dict has for all of a model but its backbones of this package.
 
     Raises:
         UsageError: As :class:`LoadReportHook`.
     """
     backbones = tuple(
-        f'{name}.' for name, module in model.named_modules() if isinstance(module, ConvNeur)
+        f'{name}.' for name, module in model.named_modules() if isinstance(module, StagedBackbone)
     )
     own = model.state_dict()
     given = {key.removeprefix('module.'): value for key, value in state.items()}

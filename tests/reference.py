@@ -5,8 +5,11 @@ One head of one image at a time: K, Q, V are (N, d), w is (N,), a memory is a tu
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def inner(name: str, weights: tuple[Tensor, ...], x: Tensor) -> Tensor:
@@ -115,3 +118,159 @@ def _read_head(module, name: str, tokens: Tensor, real: Tensor, h: int) -> Tenso
         y = inner(name, state, q[part])
         reads.append(y if published else y - inner(name, initial, q[part]))
     return torch.cat(reads)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Over the last axis."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight + bias
+
+
+def self_attention(x: Tensor, num_heads: int, qkv: tuple, out: tuple) -> Tensor:
+    """Of tokens (N, C), head by head; ``qkv`` and ``out`` are a weight and a bias each."""
+    q, k, v = (x @ w.T + b for w, b in zip(qkv[0].chunk(3), qkv[1].chunk(3), strict=True))
+    heads = []
+    for qh, kh, vh in zip(*(t.chunk(num_heads, dim=1) for t in (q, k, v)), strict=True):
+        scores = torch.exp(qh @ kh.T / qh.size(1) ** 0.5)
+        heads.append(scores / scores.sum(1, keepdim=True) @ vh)
+    return torch.cat(heads, dim=1) @ out[0].T + out[1]
+
+
+def grid_means(image: Tensor, size: int) -> Tensor:
+    """Means (size^2, C) of the cells of a grid over (C, H, W), cell by cell."""
+    _, height, width = image.shape
+    means = []
+    for i in range(size):
+        for j in range(size):
+            top, bottom = i * height // size, math.ceil((i + 1) * height / size)
+            left, right = j * width // size, math.ceil((j + 1) * width / size)
+            means.append(image[:, top:bottom, left:right].mean((1, 2)))
+    return torch.stack(means)
+
+
+def slot_logits(slots: Tensor, pixels: Tensor, scale: Tensor) -> Tensor:
+    """s cos(slot, pixel), slot by slot: (S, C), (N, C) -> (S, N)."""
+    lengths = pixels.pow(2).sum(1).sqrt()
+    rows = [scale.squeeze() * (pixels @ s) / (s.pow(2).sum().sqrt() * lengths) for s in slots]
+    return torch.stack(rows)
+
+
+def soft_clustering(
+    z: Tensor, slots: Tensor, scale: Tensor, num_heads: int, qkv: tuple, out: tuple, real: Tensor
+) -> Tensor:
+    """Gather, attention and dispatch of one image: pixels (N, C), ``real`` (N,) bool."""
+    logits = slot_logits(slots, z, scale)
+    gathered = []
+    for row in logits:
+        scores = torch.exp(row[real])
+        gathered.append(scores / scores.sum() @ z[real])
+    slots = self_attention(torch.stack(gathered), num_heads, qkv, out)
+    assignment = torch.exp(logits) / torch.exp(logits).sum(0)
+    return assignment.T @ slots
+
+
+def glmix(module, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The whole mixer, image by image; the real pixels of a mask are a rectangle at the corner."""
+    results = []
+    clustering = module.clustering
+    attention = clustering.attention
+    for b, image in enumerate(x):
+        real = torch.ones(image.shape[1:]) if mask is None else mask[b, 0]
+        height, width = int(real.any(1).sum()), int(real.any(0).sum())
+        if hasattr(clustering.slots, 'slots'):
+            slots = clustering.slots.slots
+        else:
+            slots = grid_means(image[:, :height, :width], clustering.slots.size)
+        cue = soft_clustering(
+            layer_norm(image.flatten(1).T, module.norm.weight, module.norm.bias),
+            slots,
+            clustering.affinity.scale,
+            attention.num_heads,
+            (attention.qkv.weight, attention.qkv.bias),
+            (attention.project.weight, attention.project.bias),
+            real.flatten().bool(),
+        )
+        cue = cue @ module.project.weight.T + module.project.bias
+        results.append(cue.T.unflatten(1, image.shape[1:]))
+    return torch.stack(results)
+
+
+def glnet(state: dict, x: Tensor, head_width: int, training: bool = False) -> list[Tensor]:
+    """GLNet from the tensors of a published checkpoint, under the published names.
+
+    Returns the maps of the four stages, then the last one normalised, as the classifier gets it.
+    """
+
+    def conv(name: str, x: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
+        weight = state[f'{name}.weight']
+        weight = weight if weight.dim() == 4 else weight[:, :, None, None]
+        groups = x.size(1) // weight.size(1)
+        return F.conv2d(x, weight, state[f'{name}.bias'], stride, padding, groups=groups)
+
+    def batch_norm(name: str, x: Tensor) -> Tensor:
+        mean, var = state[f'{name}.running_mean'], state[f'{name}.running_var']
+        if training:
+            mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), unbiased=False)
+        x = (x - mean[:, None, None]) / (var[:, None, None] + 1e-5).sqrt()
+        return x * state[f'{name}.weight'][:, None, None] + state[f'{name}.bias'][:, None, None]
+
+    def pixel_norm(name: str, x: Tensor) -> Tensor:
+        x = layer_norm(x.permute(0, 2, 3, 1), state[f'{name}.weight'], state[f'{name}.bias'])
+        return x.permute(0, 3, 1, 2)
+
+    def pair(name: str, joint: str) -> tuple[Tensor, Tensor]:
+        return state[f'{name}{joint}weight'], state[f'{name}{joint}bias']
+
+    def mix(name: str, z: Tensor, source: Tensor) -> Tensor:
+        kind = 'relation_mha' if f'{name}.slot_scale' in state else 'mha_op'
+        heads = z.size(1) // head_width
+        maps = (pair(f'{name}.{kind}.in_proj', '_'), pair(f'{name}.{kind}.out_proj', '.'))
+        results = []
+        for image, raw in zip(z.flatten(2).mT, source, strict=True):
+            if kind == 'mha_op':
+                results.append(self_attention(image, heads, *maps))
+            else:
+                slots, all_pixels = grid_means(raw, 8), torch.ones(len(image)).bool()
+                scale = state[f'{name}.slot_scale']
+                results.append(soft_clustering(image, slots, scale, heads, *maps, all_pixels))
+        mixed = torch.stack(results).mT.unflatten(2, z.shape[2:])
+        if kind == 'relation_mha':
+            name = f'{name}.feature_conv'
+            mixed = mixed + conv(f'{name}.2', conv(f'{name}.1', conv(f'{name}.0', z), padding=2))
+        return mixed
+
+    def mlp(name: str, x: Tensor) -> Tensor:
+        x = conv(f'{name}.0', x)
+        if f'{name}.1.weight' in state:
+            x = x + conv(f'{name}.1', x, padding=1)
+        last = '3' if f'{name}.3.weight' in state else '2'
+        return conv(f'{name}.{last}', F.gelu(x))
+
+    def layer_scale(name: str, x: Tensor) -> Tensor:
+        gamma = state.get(f'{name}.gamma', torch.ones(1))
+        return gamma.flatten()[:, None, None] * x
+
+    def downsample(i: int, x: Tensor) -> Tensor:
+        name = f'downsample_layers.{i}'
+        if 'downsample_layers.0.4.weight' not in state:  # stl: disjoint patches
+            if i == 0:
+                return batch_norm(f'{name}.1', conv(f'{name}.0', x, stride=4))
+            return conv(f'{name}.1', batch_norm(f'{name}.0', x), stride=2)
+        if i == 0:
+            x = F.gelu(batch_norm(f'{name}.2', conv(f'{name}.1', x, stride=2, padding=1)))
+            return batch_norm(f'{name}.5', conv(f'{name}.4', x, stride=2, padding=1))
+        return batch_norm(f'{name}.1', conv(f'{name}.0', x, stride=2, padding=1))
+
+    maps = []
+    for i in range(4):
+        x = downsample(i, x)
+        depth = len({key.split('.')[3] for key in state if key.startswith(f'stages.{i}.')})
+        for j in range(depth):
+            name = f'stages.{i}.blocks.{j}'
+            source = x
+            if f'{name}.pos_conv.weight' in state:
+                x = x + conv(f'{name}.pos_conv', x, padding=1)
+            x = x + layer_scale(f'{name}.ls1', mix(name, pixel_norm(f'{name}.norm1', x), source))
+            x = x + layer_scale(f'{name}.ls2', mlp(f'{name}.mlp', pixel_norm(f'{name}.norm2', x)))
+        maps.append(x)
+    return [*maps, batch_norm('norm', x)]

@@ -22,7 +22,7 @@ from steps import (
     wake_memory,
 )
 
-from mmconvneur.models.convneur import resolve_arch
+from mmconvneur.models import ConvNeur, GLNet, convneur, glnet
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob('*.py'))
 BASELINES = ['mask_rcnn_r18_sample']  # another backbone, to compare with
@@ -35,11 +35,19 @@ PROMISED = [
     'mask_rcnn_convneur_m1_sample',
     'upernet_convneur_m1_sample',
 ]
+GLNETS = [
+    f'{name}_{size}_{data}'
+    for name, data in (('mask_rcnn_glnet', 'coco'), ('upernet_glnet', 'ade20k'))
+    for size in ('stl', '4g')
+]
+RESOLVE = {ConvNeur: convneur.resolve_arch, GLNet: glnet.resolve_arch}
 FAMILIES = {  # one config of each model family
     'mask_rcnn_convneur_m1_coco': 'mmdet',
     'cascade_mask_rcnn_convneur_m2_coco': 'mmdet',
     'upernet_convneur_m4_ade20k': 'mmseg',
     'semantic_fpn_convneur_m2_ade20k': 'mmseg',
+    'mask_rcnn_glnet_stl_coco': 'mmdet',
+    'upernet_glnet_4g_ade20k': 'mmseg',
 }
 
 
@@ -55,7 +63,7 @@ def build_empty(cfg: Config) -> torch.nn.Module:
 
 
 def test_the_promised_configs_are_there():
-    assert set(PROMISED) <= set(SHIPPED)
+    assert {*PROMISED, *GLNETS} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize('name', BASELINES)
@@ -68,30 +76,31 @@ def test_builds_with_the_widths_of_its_arch(name):
     cfg = load(name)
     model = build_empty(cfg)
     arch = cfg.model.backbone.arch
-    channels = [resolve_arch(arch)['channels'][i] for i in model.backbone.out_indices]
+    widths = RESOLVE[type(model.backbone)](arch)['channels']
+    channels = [widths[i] for i in model.backbone.out_indices]
     assert [getattr(model.backbone, f'norm{i}').weight.numel() for i in range(len(channels))] == (
         channels
     )
     assert cfg.model['neck' if model.with_neck else 'decode_head'].in_channels == channels
     auxiliary = cfg.model.get('auxiliary_head')
     assert auxiliary is None or auxiliary.in_channels == channels[auxiliary.in_index]
-    if name in PROMISED:
-        assert f'_convneur_{arch}_' in name
+    if name in PROMISED or name in GLNETS:
+        assert f'_{type(model.backbone).__name__.lower()}_{arch}_' in name
 
 
-@pytest.mark.parametrize('name', PROMISED)
+@pytest.mark.parametrize('name', [*PROMISED, *GLNETS])
 def test_is_a_delta_with_a_header(name):
     lines = (CONFIGS / f'{name}.py').read_text().splitlines()
     header = [line for line in lines if line.startswith('#')]
     text = '\n'.join(header)
     assert f'configs/{name}.py' in text
     assert re.search(r'^# Hardware: \S', text, re.M)
-    assert re.search(r'^# Result: +(not trained yet|\d)', text, re.M)
+    assert re.search(r'^# Result: +(not trained (yet|here)|\d)', text, re.M)
     assert len(lines) - len(header) <= 15
     assert 'http' not in ''.join(lines)
 
 
-@pytest.mark.parametrize('name', PROMISED)
+@pytest.mark.parametrize('name', [*PROMISED, *GLNETS])
 def test_learning_rate_is_meant_for_the_batch_of_the_header(name):
     cfg = load(name)
     gpus = re.search(r'# Hardware: (\d+) GPUs x 2 images', (CONFIGS / f'{name}.py').read_text())
@@ -210,7 +219,7 @@ def test_trains_where_the_other_family_is_not_installed(scope, absent, sample_di
     assert Path((tmp_path / 'last_checkpoint').read_text()).is_file()
 
 
-@pytest.mark.parametrize('name', [name for name in PROMISED if 'rcnn' not in name])
+@pytest.mark.parametrize('name', [n for n in PROMISED + GLNETS if 'rcnn' not in n])
 def test_segmentation_configs_inherit_nothing_of_mmdet(name):
     def bases(path: Path) -> set[Path]:
         text = path.read_text()

@@ -1,4 +1,4 @@
-"""Converts a ConvNeXt checkpoint: python tools/convert_checkpoint.py IN.safetensors OUT.pth"""
+"""Converts a ConvNeXt or GLNet: python tools/convert_checkpoint.py IN.safetensors OUT.pth"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import mmconvneur
 from mmconvneur.checkpoints import ATOMIC
 from mmconvneur.cli import one_line_errors
 from mmconvneur.errors import UsageError
-from mmconvneur.models.convneur import ARCHS
+from mmconvneur.models import convneur, glnet
 from mmconvneur.models.loading import sizes
 from mmconvneur.weights import LAYOUTS, read_state_dict, recognise
 
@@ -23,8 +23,8 @@ from mmconvneur.weights import LAYOUTS, read_state_dict, recognise
 @one_line_errors
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description='Write the backbone of a checkpoint under the names of ConvNeur. Layouts: '
-        + ', '.join(layout.name for layout in LAYOUTS)
+        description='Write the backbone of a checkpoint under the names of ConvNeur or GLNet. '
+        'Layouts: ' + ', '.join(layout.name for layout in LAYOUTS)
     )
     parser.add_argument('source', metavar='IN', help='path or URL of a .pth or .safetensors file')
     parser.add_argument('target', metavar='OUT', help='the .pth file to write')
@@ -39,7 +39,8 @@ def main() -> None:
         raise UsageError(f'{args.target}: give the name of a .pth file to write')
     supplied = recognise(read_state_dict(args.source, args.trust_checkpoint), args.prefix)
     channels, depths = sizes(supplied.tensors)
-    known = {(arch['channels'], arch['depths']): name for name, arch in ARCHS.items()}
+    archs = convneur.ARCHS | glnet.ARCHS
+    known = {(arch['channels'], arch['depths']): name for name, arch in archs.items()}
     arch = known.get((channels, depths), 'none of the named ones')
     meta = dict(
         source=Path(args.source).name,

@@ -1,4 +1,4 @@
-"""From a state dict into a ConvNeur: layout recognised, neutral gates folded in, all reported."""
+"""From a state dict into a backbone: layout recognised, neutral gates folded in, all reported."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ..weights import LoadReport, Supplied, read_state_dict, recognise
 from ..weights.report import compare
 
 if TYPE_CHECKING:
-    from .convneur import ConvNeur
+    from .backbone import StagedBackbone
 
 FROM_SCRATCH = 'to start from scratch: --cfg-options model.backbone.init_cfg=None'
 STAGE = re.compile(r'(?:stages|downsample_layers)\.(\d+)\.')
 NOT_IN_CONVNEXT = ('.global_branch.', '.fusion.')
 
 
-def load_pretrained(backbone: ConvNeur, checkpoint: str, prefix: str | None = None) -> None:
+def load_pretrained(backbone: StagedBackbone, checkpoint: str, prefix: str | None = None) -> None:
     """Fill a backbone from the file of an ``init_cfg=dict(type='Pretrained', ...)``.
 
     Args:
@@ -51,7 +51,7 @@ def load_pretrained(backbone: ConvNeur, checkpoint: str, prefix: str | None = No
 
 
 def fit_state_dict(
-    backbone: ConvNeur, state_dict: MutableMapping[str, Tensor], prefix: str
+    backbone: StagedBackbone, state_dict: MutableMapping[str, Tensor], prefix: str
 ) -> LoadReport:
     """Rewrite the entries of ``state_dict`` under ``prefix`` to those of a backbone, and report.
 
@@ -81,9 +81,9 @@ def fit_state_dict(
     )
     surplus = any(part in name for name in report.unexpected for part in NOT_IN_CONVNEXT)
     if surplus or not report.enough:
-        raise UsageError(_too_little(own, inside, supplied, report))
+        raise UsageError(_too_little(backbone, inside, supplied, report))
     level = logging.INFO if report.complete else logging.WARNING
-    print_log(f'ConvNeur from {supplied.layout}: {report}', 'current', level)
+    print_log(f'{type(backbone).__name__} from {supplied.layout}: {report}', 'current', level)
     for key in given:
         del state_dict[key]
     kept = {name: own[name] for name in report.new}
@@ -92,7 +92,7 @@ def fit_state_dict(
     return report
 
 
-def _started(backbone: ConvNeur, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
+def _started(backbone: StagedBackbone, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
     """What starts the backbone, and the names of what the source's layout does not have.
 
     Where only the backbone has a global branch in a block, the block's layer scale is divided by
@@ -107,34 +107,40 @@ def _started(backbone: ConvNeur, supplied: Supplied) -> tuple[dict[str, Tensor],
             if gamma in tensors:
                 tensors[gamma] = tensors[gamma] / block.fusion.start
             new += [key for key in backbone.state_dict() if key.startswith(parts)]
-    if not supplied.has_global_branch:
-        norms = (f'norm{i}.{part}' for i in backbone.out_indices for part in ('weight', 'bias'))
-        new += [key for key in norms if key not in tensors]
+    if supplied.may_lack_norms:
+        new += [
+            key for key in backbone.state_dict() if key.startswith('norm') and key not in tensors
+        ]
     return tensors, new
 
 
-def _is_built(backbone: ConvNeur, name: str) -> bool:
+def _is_built(backbone: StagedBackbone, name: str) -> bool:
     if match := STAGE.match(name):
         return int(match[1]) < len(backbone.stages)
     return hasattr(backbone, name.split('.')[0])
 
 
 def _too_little(
-    own: Mapping[str, Tensor], inside: Mapping[str, Tensor], supplied: Supplied, report: LoadReport
+    backbone: StagedBackbone,
+    inside: Mapping[str, Tensor],
+    supplied: Supplied,
+    report: LoadReport,
 ) -> str:
-    theirs, ours = sizes(supplied.tensors), sizes(own)
+    theirs, ours = sizes(supplied.tensors), sizes(backbone.state_dict())
+    name = type(backbone).__name__
+    options = 'arch and global_mixer' if name == 'ConvNeur' else 'arch'
     lost = [*report.missing, *report.mismatched, *report.unexpected][0]
     return (
-        f'the checkpoint ({supplied.layout}) fits {report.share:.0%} of this ConvNeur: {report}; '
+        f'the checkpoint ({supplied.layout}) fits {report.share:.0%} of this {name}: {report}; '
         f'it has channels, depths {theirs} and the model {ours}, keys like {next(iter(inside))} '
-        f'and the model {lost}: choose arch and global_mixer that belong to the checkpoint'
+        f'and the model {lost}: choose {options} as the checkpoint has them'
     )
 
 
 def sizes(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Channels and depths of the stages whose tensors, under ConvNeur's names, are given."""
-    scales = re.compile(r'stages\.(\d+)\.\d+\.local_branch\.layer_scale')
-    found = [(int(m[1]), v) for k, v in tensors.items() if (m := scales.fullmatch(k))]
+    """Channels and depths of the stages whose tensors, under our names, are given."""
+    vectors = re.compile(r'stages\.(\d+)\.\d+\.(?:local_branch\.layer_scale|norm1\.weight)')
+    found = [(int(m[1]), v) for k, v in tensors.items() if (m := vectors.fullmatch(k))]
     depths = Counter(stage for stage, _ in found)
     channels = {stage: value.numel() for stage, value in found}
     return tuple(channels[i] for i in sorted(channels)), tuple(depths[i] for i in sorted(depths))

@@ -1,8 +1,8 @@
-"""Names under which implementations of ConvNeXt keep their tensors, and ConvNeur's for them.
+"""Names under which checkpoints of ConvNeXt and GLNet keep their tensors, and ours for them.
 
-A layout is found by looking at the keys: the depthwise convolution of the very first block has a
-name of its own in each of them, and whatever stands before it is a prefix (``backbone.``,
-``module.``, ``convnext.``).
+A layout is found by looking at the keys: something in the very first block, in a ConvNeXt its
+depthwise convolution, has a name of its own in each of them, and whatever stands before it is a
+prefix (``backbone.``, ``module.``, ``convnext.``).
 """
 
 from __future__ import annotations
@@ -14,13 +14,33 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..errors import UsageError
+from . import glnet
 
 STAGES = range(4)
+OWN_KEY = re.compile(r'(downsample_layers|stages)\.\d+\..*|norm\d+\.\w+')
 PARTS = ('depthwise_conv', 'norm', 'expand', 'project', 'layer_scale')
 
 
+class Supplied(NamedTuple):
+    """What a file holds for a backbone.
+
+    Attributes:
+        layout: Name of the layout it was found in.
+        tensors: Under this package's names and in its shapes.
+        unknown: Keys inside the blocks and layers of the layout that it does not have.
+        unused: Keys of the file that are no part of a backbone: classifiers, other heads.
+        may_lack_norms: Whether it can come from a classifier, which has no norms of its maps.
+    """
+
+    layout: str
+    tensors: dict[str, Tensor]
+    unknown: list[str]
+    unused: list[str]
+    may_lack_norms: bool
+
+
 class Layout(NamedTuple):
-    """Where an implementation keeps what ConvNeur has too.
+    """Where an implementation of ConvNeXt keeps what ConvNeur has too.
 
     Attributes:
         name: For messages.
@@ -63,15 +83,75 @@ class Layout(NamedTuple):
             if self.output_norm is not None:
                 yield re.escape(self.output_norm(i)), f'norm{i}'
 
+    def own_name(self, key: str) -> str | None:
+        for theirs, ours in self.rules():
+            if match := re.fullmatch(rf'{theirs}(\.weight|\.bias|)', key):
+                return match.expand(ours) + match[match.lastindex]
+        return None
 
-CONVNEUR = Layout(
+    def own_shape(self, name: str, value: Tensor) -> Tensor:
+        """1x1 convolutions become linear layers, and layer scales of any shape vectors."""
+        if name.endswith('.layer_scale'):
+            return value.flatten()
+        if name.endswith(('.expand.weight', '.project.weight')):
+            return value.flatten(1)
+        return value
+
+    def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
+        """What the keys ``inside`` a backbone hold, ``outside`` being the file's others."""
+        _check_version(key for key in inside if key.startswith(self.roots))
+        return _translated(self, inside, outside)
+
+
+def _translated(
+    layout: Layout | GLNetLayout, inside: Mapping[str, Tensor], outside: list[str]
+) -> Supplied:
+    tensors, unknown, unused = {}, [], outside
+    for key, value in inside.items():
+        if name := layout.own_name(key):
+            tensors[name] = layout.own_shape(name, value)
+        else:
+            (unknown if key.startswith(layout.roots) else unused).append(key)
+    return Supplied(layout.name, tensors, unknown, unused, may_lack_norms=True)
+
+
+class GLNetLayout:
+    """The published checkpoints of GLNet; see :mod:`.glnet` for the names."""
+
+    name = 'GLNet (official repository)'
+    first_key = glnet.FIRST_KEY
+    roots = glnet.ROOTS
+    own_name = staticmethod(glnet.own_name)
+    own_shape = staticmethod(glnet.own_shape)
+    supply = _translated
+
+
+class OwnLayout(NamedTuple):
+    """The names of a backbone of this package.
+
+    Attributes:
+        name: Of the backbone.
+        first_key: A key that every such file has.
+        trained: Keys that a file has that was trained here, not converted.
+    """
+
+    name: str
+    first_key: str
+    trained: re.Pattern
+
+    def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
+        tensors = {key: value for key, value in inside.items() if OWN_KEY.fullmatch(key)}
+        unused = outside + [key for key in inside if key not in tensors]
+        trained = any(map(self.trained.search, tensors))
+        return Supplied(self.name, tensors, [], unused, may_lack_norms=not trained)
+
+
+CONVNEUR = OwnLayout(
     'ConvNeur',
-    stem=('downsample_layers.0.0', 'downsample_layers.0.1'),
-    downsample=lambda i: f'downsample_layers.{i}',
-    block=lambda i, j: f'stages.{i}.{j}',
-    parts=tuple(f'local_branch.{part}' for part in PARTS),
-    output_norm=lambda i: f'norm{i}',
+    first_key=f'stages.0.0.local_branch.{PARTS[0]}.weight',
+    trained=re.compile(r'\.global_branch\.'),
 )
+GLNET = OwnLayout('GLNet', first_key='stages.0.0.norm1.weight', trained=re.compile(r'^norm[0-2]\.'))
 CONVNEXTS = (
     Layout(
         'ConvNeXt (official repository)',
@@ -112,32 +192,14 @@ CONVNEXTS = (
         output_norm=lambda i: f'hidden_states_norms.stage{i + 1}',
     ),
 )
-LAYOUTS = (CONVNEUR, *CONVNEXTS)
-
-
-class Supplied(NamedTuple):
-    """What a file holds for a ConvNeur.
-
-    Attributes:
-        layout: Name of the layout it was found in.
-        tensors: Under ConvNeur's names and in its shapes.
-        unknown: Keys inside the blocks and layers of the layout that it does not have.
-        unused: Keys of the file that are no part of a backbone: classifiers, other heads.
-        has_global_branch: Whether it supplies global branches; a ConvNeXt does not.
-    """
-
-    layout: str
-    tensors: dict[str, Tensor]
-    unknown: list[str]
-    unused: list[str]
-    has_global_branch: bool
+LAYOUTS = (CONVNEUR, *CONVNEXTS, GLNET, GLNetLayout())
 
 
 def recognise(state: Mapping[str, Tensor], prefix: str | None = None) -> Supplied:
-    """The tensors of a state dict under ConvNeur's names.
+    """The tensors of a state dict under this package's names.
 
     Args:
-        state: Of a ConvNeXt or ConvNeur, alone or inside another model.
+        state: Of a ConvNeXt, ConvNeur or GLNet, alone or inside another model.
         prefix: Where in the state dict it is; default: found by looking at the keys.
 
     Raises:
@@ -160,38 +222,7 @@ def recognise(state: Mapping[str, Tensor], prefix: str | None = None) -> Supplie
     layout, start = places[0]
     inside = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
     outside = [key for key in state if not key.startswith(start)]
-    if layout is CONVNEUR:
-        return _own(inside, outside)
-    _check_version(key for key in inside if key.startswith(layout.roots))
-    rules = [(re.compile(rf'{theirs}(\.weight|\.bias|)'), ours) for theirs, ours in layout.rules()]
-    tensors, unknown, unused = {}, [], outside
-    for key, value in inside.items():
-        for pattern, ours in rules:
-            if match := pattern.fullmatch(key):
-                name = match.expand(ours) + match[match.lastindex]
-                tensors[name] = _shaped(name, value)
-                break
-        else:
-            (unknown if key.startswith(layout.roots) else unused).append(key)
-    return Supplied(layout.name, tensors, unknown, unused, has_global_branch=False)
-
-
-def _own(inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
-    own = re.compile(r'(downsample_layers|stages)\.\d+\..*|norm\d+\.(weight|bias)')
-    tensors = {key: value for key, value in inside.items() if own.fullmatch(key)}
-    unused = outside + [key for key in inside if key not in tensors]
-    return Supplied(
-        'ConvNeur', tensors, [], unused, any('.global_branch.' in key for key in tensors)
-    )
-
-
-def _shaped(name: str, value: Tensor) -> Tensor:
-    """1x1 convolutions become linear layers, and layer scales of any shape vectors."""
-    if name.endswith('.layer_scale'):
-        return value.flatten()
-    if name.endswith(('.expand.weight', '.project.weight')):
-        return value.flatten(1)
-    return value
+    return layout.supply(inside, outside)
 
 
 def _check_version(keys: Iterable[str]) -> None:
@@ -213,6 +244,7 @@ def _unknown(state: Mapping[str, Tensor], prefix: str | None) -> str:
     where = f' under the prefix {prefix!r}' if prefix else ''
     known = ', '.join(layout.name for layout in LAYOUTS)
     return (
-        f'the checkpoint holds no backbone{where} that ConvNeur can start from: its keys are like '
-        f'{keys}, where ConvNeur has {CONVNEUR.first_key}; known layouts: {known}'
+        f'the checkpoint holds no backbone{where} that ConvNeur or GLNet can start from: its keys '
+        f'are like {keys}, where ConvNeur has {CONVNEUR.first_key} and GLNet {GLNET.first_key}; '
+        f'known layouts: {known}'
     )
