@@ -21,7 +21,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .checkpoints import ATOMIC, RESUME_FILE
 from .errors import UsageError
 from .loops import EPOCH_POSITION
-from .models import ConvNeur
 from .registry import HOOKS
 from .weights.report import ENOUGH, LoadReport, compare
 
@@ -107,7 +106,7 @@ class ResumeHook(Hook):
 
 @HOOKS.register_module()
 class LoadReportHook(Hook):
-    """Reports what a checkpoint filled of neck and heads; a ConvNeur backbone reports for itself.
+    """Reports what a checkpoint filled of neck and heads; our backbones report for themselves.
 
     Args:
         complete: Nothing of neck and heads may stay at random: for testing, and always where a
@@ -134,13 +133,15 @@ class LoadReportHook(Hook):
 
 
 def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -> LoadReport:
-    """What a state dict has for all of a model but its ConvNeur backbones.
+    """What a state dict has for all of a model but the backbones that report for themselves.
 
     Raises:
         UsageError: As :class:`LoadReportHook`.
     """
     backbones = tuple(
-        f'{name}.' for name, module in model.named_modules() if isinstance(module, ConvNeur)
+        f'{name}.'
+        for name, module in model.named_modules()
+        if getattr(module, 'reports_loading', False)
     )
     own = model.state_dict()
     given = {key.removeprefix('module.'): value for key, value in state.items()}

@@ -1,4 +1,14 @@
+from .attention import CBAM, NonLocal, SelfAttention
 from .convneur import ConvNeur
 from .neural_memory import NeuralMemory, PublishedNeuralMemory
+from .spatial_bias import SpatialBias
 
-__all__ = ['ConvNeur', 'NeuralMemory', 'PublishedNeuralMemory']
+__all__ = [
+    'CBAM',
+    'ConvNeur',
+    'NeuralMemory',
+    'NonLocal',
+    'PublishedNeuralMemory',
+    'SelfAttention',
+    'SpatialBias',
+]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import UsageError, check_choice
 from ..registry import MIXERS
 from .block import FUSIONS, ConvNeurBlock, LocalBlock
+from .contract import check_contract
 from .loading import fit_state_dict, load_pretrained
 from .local_branch import LayerNorm2d, LocalBranch
 
@@ -69,6 +70,8 @@ class ConvNeur(BaseModule):
         UsageError: For an unknown or impossible choice, and in ``forward`` for a wrong number of
             channels or an image under 32 pixels.
     """
+
+    reports_loading = True  # see LoadReportHook
 
     def __init__(
         self,
@@ -209,7 +212,11 @@ class ConvNeur(BaseModule):
 
 
 def build_mixer(cfg: dict, dim: int) -> nn.Module:
-    """A global branch for ``dim`` channels from its config; short names and scoped names work."""
+    """A global branch for ``dim`` channels from its config; short names and scoped names work.
+
+    Raises:
+        UsageError: For an unknown name or option, or a mixer that changes the shape of a map.
+    """
     if not isinstance(cfg, dict):
         raise UsageError(f"global_mixer {cfg!r}: give a config, dict(type='NeuralMemory')")
     cfg = dict(cfg)
@@ -221,7 +228,9 @@ def build_mixer(cfg: dict, dim: int) -> nn.Module:
     if unknown:
         valid = ', '.join(list(inspect.signature(mixer).parameters)[1:])
         raise UsageError(f'{name} has no option {", ".join(sorted(unknown))}: it takes {valid}')
-    return mixer(dim, **cfg)
+    mixer = mixer(dim, **cfg)
+    check_contract(mixer, dim)
+    return mixer
 
 
 def resolve_arch(arch: str | dict) -> dict:
