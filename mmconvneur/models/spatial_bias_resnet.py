@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import UsageError, check_choice
+from ..errors import UsageError
 from ..weights import LoadReport
 from ..weights.report import compare
 from .loading import load_pretrained
@@ -109,7 +109,8 @@ class SpatialBiasResNet(ResNet):
         plugins: Sequence[dict] | None = None,
         **kwargs,
     ) -> None:
-        check_choice('depth of SpatialBiasResNet', depth, self.arch_settings)
+        if depth not in self.arch_settings:
+            raise UsageError(f'SpatialBiasResNet has no depth {depth}: choose 50 or 101')
         if dcn is not None or plugins is not None:
             raise UsageError('SpatialBiasResNet takes no dcn and no plugins: leave them out')
         if norm_cfg['type'] == 'GN':
@@ -136,6 +137,10 @@ class SpatialBiasResNet(ResNet):
         if first:
             for cfg in self.pretrained_files:
                 load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+
+    def train(self, mode: bool = True) -> SpatialBiasResNet:
+        super().train(mode)  # mmdet's returns None
+        return self
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # Every way of loading passes here, inside a detector or a segmentor too.
