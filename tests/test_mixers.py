@@ -184,6 +184,21 @@ def test_runs_under_autocast_and_in_bfloat16(name):
     assert mixer.bfloat16()(x.bfloat16()).isfinite().all()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('name', REFERENCES)
+def test_exports_with_dynamic_height_and_width(name):
+    arch = dict(channels=(8, 16), depths=(1, 1), kernel_size=3)
+    net = ConvNeur(arch, out_indices=(0, 1), global_mixer=dict(type=name))
+    net = randomise(net).double().eval()
+    sizes = {2: torch.export.Dim('height', min=64), 3: torch.export.Dim('width', min=64)}
+    example = torch.randn(2, 3, 67, 101, dtype=torch.float64)
+    program = torch.export.export(net, (example,), dynamic_shapes=(sizes,)).module()
+    for height, width in [(64, 64), (71, 173), (131, 97)]:
+        x = torch.randn(2, 3, height, width, dtype=torch.float64)
+        for a, b in zip(program(x), net(x), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
 # --------------------------------------------------------------------------------------- values
 @pytest.mark.parametrize('name', REFERENCES)
 def test_equals_its_slow_reference(name):

@@ -43,7 +43,8 @@ class SpatialBiasMaps(nn.Module):
     def reduced(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """ReLU(BN(W x)), ``(B, 5, H, W)``; with a mask the norm takes its statistics from real
         pixels only."""
-        maps = self.reduce(x)
+        # Five maps are cheap to copy; of a channels_last norm torch.export would fix the width.
+        maps = self.reduce(x).contiguous()
         if mask is None:
             return self.norm(maps).relu()
         real = mask.squeeze(1).bool()  # (B, H, W)
