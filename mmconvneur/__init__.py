@@ -3,7 +3,7 @@
 from .errors import UsageError
 
 __version__ = '0.1.0'
-__all__ = ['ConvNeur', 'UsageError']
+__all__ = ['ConvNeur', 'SpatialBiasResNet', 'UsageError']
 
 
 def __getattr__(name: str) -> object:
@@ -12,4 +12,9 @@ def __getattr__(name: str) -> object:
         from .models import ConvNeur
 
         return ConvNeur
+    if name == 'SpatialBiasResNet':
+        # Needs mmdet or mmseg, which ConvNeur does not; MMEngine's registry looks here as well.
+        from .models.spatial_bias_resnet import SpatialBiasResNet
+
+        return SpatialBiasResNet
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -21,7 +21,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from .checkpoints import ATOMIC, RESUME_FILE
 from .errors import UsageError
 from .loops import EPOCH_POSITION
-from .models.backbone import StagedBackbone
 from .registry import HOOKS
 from .weights.report import ENOUGH, LoadReport, compare
 
@@ -134,13 +133,15 @@ class LoadReportHook(Hook):
 
 
 def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -> LoadReport:
-    """What a state dict has for all of a model but its backbones of this package.
+    """What a state dict has for all of a model but the backbones that report for themselves.
 
     Raises:
         UsageError: As :class:`LoadReportHook`.
     """
     backbones = tuple(
-        f'{name}.' for name, module in model.named_modules() if isinstance(module, StagedBackbone)
+        f'{name}.'
+        for name, module in model.named_modules()
+        if getattr(module, 'reports_loading', False)
     )
     own = model.state_dict()
     given = {key.removeprefix('module.'): value for key, value in state.items()}

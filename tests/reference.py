@@ -126,7 +126,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * weight + bias
 
 
-def self_attention(x: Tensor, num_heads: int, qkv: tuple, out: tuple) -> Tensor:
+def token_attention(x: Tensor, num_heads: int, qkv: tuple, out: tuple) -> Tensor:
     """Of tokens (N, C), head by head; ``qkv`` and ``out`` are a weight and a bias each."""
     q, k, v = (x @ w.T + b for w, b in zip(qkv[0].chunk(3), qkv[1].chunk(3), strict=True))
     heads = []
@@ -164,7 +164,7 @@ def soft_clustering(
     for row in logits:
         scores = torch.exp(row[real])
         gathered.append(scores / scores.sum() @ z[real])
-    slots = self_attention(torch.stack(gathered), num_heads, qkv, out)
+    slots = token_attention(torch.stack(gathered), num_heads, qkv, out)
     assignment = torch.exp(logits) / torch.exp(logits).sum(0)
     return assignment.T @ slots
 
@@ -190,7 +190,7 @@ def glmix(module, x: Tensor, mask: Tensor | None = None) -> Tensor:
             (attention.project.weight, attention.project.bias),
             real.flatten().bool(),
         )
-        cue = cue @ module.project.weight.T + module.project.bias
+        cue = cue @ module.expand.weight.T + module.expand.bias
         results.append(cue.T.unflatten(1, image.shape[1:]))
     return torch.stack(results)
 
@@ -228,7 +228,7 @@ def glnet(state: dict, x: Tensor, head_width: int, training: bool = False) -> li
         results = []
         for image, raw in zip(z.flatten(2).mT, source, strict=True):
             if kind == 'mha_op':
-                results.append(self_attention(image, heads, *maps))
+                results.append(token_attention(image, heads, *maps))
             else:
                 slots, all_pixels = grid_means(raw, 8), torch.ones(len(image)).bool()
                 scale = state[f'{name}.slot_scale']
@@ -274,3 +274,116 @@ def glnet(state: dict, x: Tensor, head_width: int, training: bool = False) -> li
             x = x + layer_scale(f'{name}.ls2', mlp(f'{name}.mlp', pixel_norm(f'{name}.norm2', x)))
         maps.append(x)
     return [*maps, batch_norm('norm', x)]
+
+
+# ------------------------------------------------------------------------------- other mixers
+def bottleneck(module, x: Tensor, mix) -> Tensor:
+    """``W_out f(LayerNorm(W_in x))``, image by image; ``mix``: ``(C_m, H, W) -> (C_m, H, W)``."""
+    out = []
+    for image in x:
+        z = torch.einsum('oc,chw->ohw', module.reduce.weight, image)
+        z = z + module.reduce.bias[:, None, None]
+        centred = z - z.mean(0)
+        z = centred / (centred.pow(2).mean(0) + 1e-6).sqrt()
+        z = z * module.norm.weight[:, None, None] + module.norm.bias[:, None, None]
+        mixed = torch.einsum('oc,chw->ohw', module.expand.weight, mix(z))
+        out.append(mixed + module.expand.bias[:, None, None])
+    return torch.stack(out)
+
+
+def self_attention(module, x: Tensor) -> Tensor:
+    def mix(z: Tensor) -> Tensor:
+        tokens = z.flatten(1).T
+        nothing = torch.eye(tokens.size(1), dtype=z.dtype), 0
+        qkv = module.qkv.weight, module.qkv.bias
+        return token_attention(tokens, module.num_heads, qkv, nothing).T.unflatten(1, z.shape[1:])
+
+    return bottleneck(module, x, mix)
+
+
+def non_local(module, x: Tensor) -> Tensor:
+    """W softmax(theta phi^T / sqrt(C')) g, pixel by pixel, without the residual."""
+
+    def mix(z: Tensor) -> Tensor:
+        tokens = z.flatten(1).T
+
+        def conv1x1(layer, tokens):
+            return tokens @ layer.conv.weight[:, :, 0, 0].T + layer.conv.bias
+
+        theta, phi, g = (conv1x1(getattr(module.block, n), tokens) for n in ('theta', 'phi', 'g'))
+        rows = []
+        for query in theta:
+            weights = torch.exp(phi @ query / len(query) ** 0.5)
+            rows.append(weights @ g / weights.sum())
+        return conv1x1(module.block.conv_out, torch.stack(rows)).T.unflatten(1, z.shape[1:])
+
+    return bottleneck(module, x, mix)
+
+
+def cbam(module, x: Tensor) -> Tensor:
+    """Equations 1 to 3 of CBAM, the 7 x 7 convolution pixel by pixel."""
+
+    def mlp(v: Tensor) -> Tensor:
+        first, _, last = module.channel
+        hidden = first.weight @ v + first.bias
+        return last.weight @ (hidden * (hidden > 0)) + last.bias
+
+    def mix(z: Tensor) -> Tensor:
+        flat = z.flatten(1)
+        largest = torch.stack([row[row.argmax()] for row in flat])
+        which = 1 / (1 + torch.exp(-mlp(flat.mean(1)) - mlp(largest)))
+        z = which[:, None, None] * z
+        _, height, width = z.shape
+        maps = torch.zeros(2, height + 6, width + 6, dtype=z.dtype)
+        maps[0, 3:-3, 3:-3] = z.mean(0)
+        maps[1, 3:-3, 3:-3] = z.gather(0, z.argmax(0, keepdim=True))[0]
+        out = torch.zeros_like(z)
+        for i in range(height):
+            for j in range(width):
+                near = maps[:, i : i + 7, j : j + 7]
+                score = (module.spatial.weight[0] * near).sum() + module.spatial.bias[0]
+                out[:, i, j] = z[:, i, j] / (1 + torch.exp(-score))
+        return out
+
+    return bottleneck(module, x, mix)
+
+
+def spatial_bias_maps(module, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The three maps of Spatial Bias, cell by cell and pixel by pixel; the norm in eval mode."""
+    out = torch.zeros(len(x), 3, *size, dtype=x.dtype)
+    norm = module.norm
+    for b, image in enumerate(x):
+        maps = torch.einsum('oc,chw->ohw', module.reduce.weight[:, :, 0, 0], image)
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        maps = (maps - norm.running_mean[:, None, None]) * scale[:, None, None]
+        maps = maps + norm.bias[:, None, None]
+        maps = maps * (maps > 0)
+        cells = grid_means(maps, 10)  # (100, 5)
+        kernel = module.mix.weight  # (100, 100, 3)
+        grid = [
+            sum(kernel[:, :, k] @ cells[:, left + k] for k in range(3)) + module.mix.bias
+            for left in range(3)
+        ]  # three of (100,)
+        for m, cell in enumerate(grid):
+            cell = cell.view(10, 10)
+            for i in range(size[0]):
+                for j in range(size[1]):
+                    out[b, m, i, j] = sum(
+                        p * q * cell[row, column]
+                        for row, p in neighbours(i, size[0])
+                        for column, q in neighbours(j, size[1])
+                    )
+    return out
+
+
+def neighbours(pixel: int, length: int) -> list[tuple[int, float]]:
+    """The two cells between whose centres the centre of a pixel lies, and their weights."""
+    position = min(max((pixel + 0.5) * 10 / length - 0.5, 0), 9)
+    left = min(int(position), 8)
+    return [(left, left + 1 - position), (left + 1, position - left)]
+
+
+def spatial_bias(module, x: Tensor) -> Tensor:
+    maps = spatial_bias_maps(module.bias, x, x.shape[-2:])
+    out = torch.einsum('oc,bchw->bohw', module.expand.weight, maps)
+    return out + module.expand.bias[:, None, None]

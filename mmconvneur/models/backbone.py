@@ -11,7 +11,7 @@ from mmengine.model import BaseModule, ModuleList
 from torch import Tensor
 
 from ..errors import UsageError, check_choice
-from .loading import fit_state_dict, load_pretrained
+from .loading import fit_state_dict, load_pretrained, split_init_cfg
 
 MIN_SIZE = 32  # pixels: the last of four stages has stride 32
 
@@ -37,6 +37,8 @@ class StagedBackbone(BaseModule):
             or an image under 32 pixels.
     """
 
+    reports_loading = True  # see LoadReportHook
+
     def __init__(
         self,
         num_stages: int,
@@ -45,9 +47,8 @@ class StagedBackbone(BaseModule):
         frozen_stages: int,
         init_cfg: dict | Sequence[dict] | None,
     ) -> None:
-        init_cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
-        self.pretrained = [cfg for cfg in init_cfgs if cfg['type'] == 'Pretrained']
-        super().__init__(init_cfg=[cfg for cfg in init_cfgs if cfg not in self.pretrained])
+        self.pretrained, initial = split_init_cfg(init_cfg)
+        super().__init__(init_cfg=initial)
         self.in_channels = in_channels
         self.out_indices = resolve_out_indices(out_indices, num_stages)
         self.frozen_stages = frozen_stages
@@ -79,8 +80,7 @@ class StagedBackbone(BaseModule):
         first = not self.is_init
         super().init_weights()
         if first:
-            for cfg in self.pretrained:
-                load_pretrained(self, cfg['checkpoint'], cfg.get('prefix'))
+            load_pretrained(self, self.pretrained)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         # Every way of loading passes here, inside a detector or a segmentor too.

@@ -18,6 +18,7 @@ from ..registry import MIXERS
 from . import backbone
 from .backbone import StagedBackbone, drop_path_rates, per_stage
 from .block import FUSIONS, ConvNeurBlock, LocalBlock
+from .contract import check_contract
 from .local_branch import LayerNorm2d, LocalBranch
 
 # m1-m4: fitted to the parameters and FLOPs that the paper reports (its widths and depths are not
@@ -116,7 +117,11 @@ class ConvNeur(StagedBackbone):
 
 
 def build_mixer(cfg: dict, dim: int) -> nn.Module:
-    """A global branch for ``dim`` channels from its config; short names and scoped names work."""
+    """A global branch for ``dim`` channels from its config; short names and scoped names work.
+
+    Raises:
+        UsageError: For an unknown name or option, or a mixer that changes the shape of a map.
+    """
     if not isinstance(cfg, dict):
         raise UsageError(f"global_mixer {cfg!r}: give a config, dict(type='NeuralMemory')")
     cfg = dict(cfg)
@@ -128,7 +133,9 @@ def build_mixer(cfg: dict, dim: int) -> nn.Module:
     if unknown:
         valid = ', '.join(list(inspect.signature(mixer).parameters)[1:])
         raise UsageError(f'{name} has no option {", ".join(sorted(unknown))}: it takes {valid}')
-    return mixer(dim, **cfg)
+    mixer = mixer(dim, **cfg)
+    check_contract(mixer, dim)
+    return mixer
 
 
 def resolve_arch(arch: str | dict) -> dict:

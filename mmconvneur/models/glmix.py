@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from ..errors import UsageError, check_choice
 from ..registry import MIXERS
-from .attention import TokenAttention
 from .local_branch import LayerNorm2d
+from .token_attention import TokenAttention
 
 
 def adaptive_avg_pool(x: Tensor, mask: Tensor, size: int) -> Tensor:
@@ -183,12 +183,12 @@ class GLMix(BaseModule):
         super().__init__()
         self.norm = LayerNorm2d(dim)
         self.clustering = SoftClustering(dim, num_heads, slots, num_slots)
-        self.project = nn.Linear(dim, dim)
+        self.expand = nn.Linear(dim, dim)
         self.reset_start()
 
     def reset_start(self) -> None:
-        nn.init.zeros_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
 
     def init_weights(self) -> None:
         super().init_weights()
@@ -197,4 +197,4 @@ class GLMix(BaseModule):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x (B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a real pixel."""
         cue = self.clustering(self.norm(x), x, mask).permute(0, 2, 3, 1)  # (B, H, W, C)
-        return self.project(cue).permute(0, 3, 1, 2)
+        return self.expand(cue).permute(0, 3, 1, 2)

@@ -9,9 +9,9 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import TokenAttention
 from .glmix import SoftClustering
 from .local_branch import LayerNorm2d
+from .token_attention import TokenAttention
 
 
 class GlobalLocalMixing(BaseModule):

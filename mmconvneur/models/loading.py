@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from mmengine.logging import print_log
@@ -17,6 +17,8 @@ from ..weights import LoadReport, Supplied, read_state_dict, recognise
 from ..weights.report import compare
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .backbone import StagedBackbone
 
 FROM_SCRATCH = 'to start from scratch: --cfg-options model.backbone.init_cfg=None'
@@ -24,17 +26,29 @@ STAGE = re.compile(r'(?:stages|downsample_layers)\.(\d+)\.')
 NOT_IN_CONVNEXT = ('.global_branch.', '.fusion.')
 
 
-def load_pretrained(backbone: StagedBackbone, checkpoint: str, prefix: str | None = None) -> None:
-    """Fill a backbone from the file of an ``init_cfg=dict(type='Pretrained', ...)``.
+def split_init_cfg(init_cfg: dict | Sequence[dict] | None) -> tuple[list[dict], list[dict]]:
+    """The files of an ``init_cfg``, which :func:`load_pretrained` takes, and what MMEngine does."""
+    cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+    files = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+    return files, [cfg for cfg in cfgs if cfg not in files]
+
+
+def load_pretrained(backbone: nn.Module, files: Sequence[dict]) -> None:
+    """Fill a backbone from the files of ``dict(type='Pretrained', checkpoint=..., prefix=...)``.
 
     Args:
         backbone: What is filled.
-        checkpoint: Path or URL.
-        prefix: Where in the file the backbone is; default: found by looking at the keys.
+        files: ``checkpoint`` is a path or URL; ``prefix`` where in the file the backbone is, which
+            is otherwise found by looking at the keys.
 
     Raises:
-        UsageError: If the file cannot be read safely, or does not fit.
+        UsageError: If a file cannot be read safely, or does not fit.
     """
+    for cfg in files:
+        _load_file(backbone, cfg['checkpoint'], cfg.get('prefix'))
+
+
+def _load_file(backbone: nn.Module, checkpoint: str, prefix: str | None) -> None:
     try:
         state = read_state_dict(checkpoint)
     except UsageError as error:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from ..errors import UsageError, check_choice
 from ..registry import MIXERS
+from .bottleneck import half_width
 from .inner_models import INNER_MODELS, InnerModel, Weights
 from .pointwise import Linear, by_strips, linear, strips
 
@@ -151,7 +152,7 @@ class NeuralMemory(BaseModule):
     ) -> None:
         super().__init__()
         if memory_dim is None:
-            memory_dim = max(8, (dim // 2 + 4) // 8 * 8)
+            memory_dim = half_width(dim)
         check_choice('inner model', inner_model, INNER_MODELS)
         check_choice('read', read, ('after', 'before'))
         check_choice('gradient', gradient, STATES)

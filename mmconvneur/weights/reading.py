@@ -11,15 +11,17 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.parse import urlparse
 
+import mmengine
 import numpy as np
 import torch
 from mmengine.dist import is_main_process
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models
 from torch import Tensor
 
 from ..checkpoints import is_checkpoint
-from ..errors import UsageError
+from ..errors import UsageError, check_choice
 
 # How PyTorch's safe reader names what it refuses.
 FOREIGN_OBJECT = re.compile(r'(?:GLOBAL|global|class|function|getattr of) ([\w.]+)')
@@ -30,13 +32,37 @@ SAFETENSORS = '.safetensors'
 WRAPPERS = ('state_dict', 'model', 'module', 'model_state_dict', 'model_ema', 'state_dict_ema')
 
 
+def resolve(source: str) -> str:
+    """The URL of ``torchvision://NAME`` or ``open-mmlab://NAME``; any other source as it is.
+
+    MMEngine carries both lists. Torchvision itself is not needed.
+
+    Raises:
+        UsageError: For an unknown name.
+    """
+    scheme, separator, name = source.partition('://')
+    if scheme not in LISTS or not separator:
+        return source
+    urls = LISTS[scheme]()
+    name = get_deprecated_model_names().get(name, name)
+    check_choice(f'model of {scheme}://', name, urls)
+    return urls[name]
+
+
+def _torchvision_urls() -> dict[str, str]:
+    return mmengine.load(Path(mmengine.__file__).parent / 'hub' / 'torchvision_0.12.json')
+
+
+LISTS = {'torchvision': _torchvision_urls, 'open-mmlab': get_external_models}
+
+
 def locate(source: str | Path) -> Path:
-    """The file of a path or URL.
+    """The file of a path, a URL, ``torchvision://NAME`` or ``open-mmlab://NAME``.
 
     Raises:
         UsageError: If there is none, or it is truncated.
     """
-    source = str(source)
+    source = resolve(str(source))
     path = fetch(source) if source.startswith(SCHEMES) else Path(source).expanduser()
     if not path.is_file():
         problem = 'is a folder' if path.is_dir() else 'does not exist'
@@ -52,8 +78,8 @@ def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
     """A checkpoint file as it is, on the CPU.
 
     Args:
-        source: Path or URL of a ``.pth`` or a ``.safetensors`` file. A URL is downloaded once into
-            PyTorch's cache; a hash in its name is verified.
+        source: As in :func:`locate`, of a ``.pth`` or a ``.safetensors`` file. A URL is downloaded
+            once into PyTorch's cache; a hash in its name is verified.
         trust: Unpickle whatever the file holds. It can then run any code. Default: no, or what
             :func:`load_safely` was given.
 

@@ -1,0 +1,108 @@
+"""What the global branches of the paper's comparison share: a bottleneck, and how padding is left
+out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..errors import UsageError
+from .pointwise import Linear
+
+
+def on_real_part(function: Callable[[Tensor], Tensor], maps: Tensor, mask: Tensor | None) -> Tensor:
+    """``function`` of the real part of each image, zero on its padding.
+
+    Args:
+        function: ``(B, C, h, w) -> (B, C', h, w)`` for any size; images do not mix.
+        maps: ``(B, C, H, W)``.
+        mask: ``(B, 1, H, W)``, 1 = a real pixel; ``None``: no padding.
+
+    Raises:
+        UsageError: If the real pixels of an image are no rectangle in its top left corner.
+    """
+    if mask is None:
+        return function(maps)
+    height, width = maps.shape[-2:]
+    parts = []
+    for image, (h, w) in zip(maps.split(1), real_sizes(mask), strict=True):
+        part = function(image[..., :h, :w])
+        parts.append(F.pad(part, (0, width - w, 0, height - h)))
+    return torch.cat(parts)
+
+
+def real_sizes(mask: Tensor) -> list[tuple[int, int]]:
+    """Height and width in pixels of the real part of each image, from ``mask (B, 1, H, W)``."""
+    real = mask.squeeze(1).bool()  # (B, H, W)
+    heights, widths = real.any(2).sum(1).tolist(), real.any(1).sum(1).tolist()
+    sizes = list(zip(heights, widths, strict=True))
+    for pixels, (h, w) in zip(real, sizes, strict=True):
+        if h == 0 or not pixels[:h, :w].all():
+            raise UsageError(
+                'the mask of an image is no rectangle in the top left corner: pad images at the '
+                'bottom and the right, or choose global_mixer NeuralMemory or GLMix, which take any'
+            )
+    return sizes
+
+
+def half_width(dim: int) -> int:
+    """Half of ``dim`` channels, rounded to a multiple of 8: what a global branch works with."""
+    return max(8, (dim // 2 + 4) // 8 * 8)
+
+
+class BottleneckMixer(BaseModule):
+    """G = W_out f(LayerNorm(W_in x)) with a global map f among C_m channels, ``mix``.
+
+    W_in: C -> C_m and W_out: C_m -> C are 1x1 convolutions; W_out starts at zero: a neutral gate.
+
+    Args:
+        dim: Channels C of the block.
+        bottleneck_dim: Channels C_m; default half of ``dim``, rounded to a multiple of 8.
+
+    Raises:
+        UsageError: If ``bottleneck_dim`` is not positive, and in ``forward`` as
+            :func:`on_real_part`.
+    """
+
+    def __init__(self, dim: int, bottleneck_dim: int | None = None) -> None:
+        super().__init__()
+        if bottleneck_dim is None:
+            bottleneck_dim = half_width(dim)
+        if bottleneck_dim < 1:
+            raise UsageError(f'bottleneck_dim={bottleneck_dim} must be positive')
+        self.bottleneck_dim = bottleneck_dim
+        self.reduce = Linear(dim, bottleneck_dim)
+        self.norm = nn.LayerNorm(bottleneck_dim, eps=1e-6)
+        self.expand = Linear(bottleneck_dim, dim)
+
+    def mix(self, maps: Tensor) -> Tensor:
+        """f: ``(B, C_m, H, W) -> (B, C_m, H, W)``, without padding."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x (B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a real pixel, 0 = padding.
+
+        Each image is cut to its real part, so padding is seen by nobody.
+        """
+        tokens = self.norm(self.reduce(x.permute(0, 2, 3, 1)))  # (B, H, W, C_m)
+        mixed = on_real_part(self.mix, tokens.permute(0, 3, 1, 2), mask)
+        return self.expand(mixed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def reset_parameters(self) -> None:
+        """Start neutral (W_out = 0) but ready to learn: no layer before it at zero."""
+        for layer in self.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.expand.weight)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        # The backbone's init_cfg has just filled every layer as if it were an ordinary one.
+        self.reset_parameters()

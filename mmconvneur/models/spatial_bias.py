@@ -1,0 +1,101 @@
+"""Spatial Bias: maps of global context from a small grid, without attention.
+
+Source: "Spatial Bias for Attention-free Non-local Neural Networks" (arXiv 2302.12505).
+"""
+
+from __future__ import annotations
+
+from mmcv.cnn import build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..registry import MIXERS
+from .bottleneck import on_real_part
+
+GRID = 10  # cells to a side, whatever the size of the image
+NUM_REDUCED, NUM_BIASES = 5, 3
+BATCH_NORM = dict(type='BN')
+
+
+class SpatialBiasMaps(nn.Module):
+    """Three maps in which every pixel depends on the whole image.
+
+        r = avgpool_{10x10}(ReLU(BN(W a))),   W: C -> 5 maps
+        bias = upsample(conv1d(r)): the 100 cells are the channels of a convolution 100 -> 100 whose
+        kernel of 3 slides over the 5 maps, so 3 are left
+
+    Args:
+        dim: Channels C.
+        norm_cfg: The norm of the 5 maps.
+    """
+
+    def __init__(self, dim: int, norm_cfg: dict = BATCH_NORM) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(dim, NUM_REDUCED, 1, bias=False)
+        self.norm = build_norm_layer(norm_cfg, NUM_REDUCED)[1]
+        self.mix = nn.Conv1d(GRID**2, GRID**2, NUM_REDUCED - NUM_BIASES + 1)
+
+    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """``(B, C, H, W) -> (B, 3, *size)``, any H and W, also smaller than the grid."""
+        return self.spread(self.reduced(x), size)
+
+    def reduced(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """ReLU(BN(W x)), ``(B, 5, H, W)``; with a mask the norm takes its statistics from real
+        pixels only."""
+        # Five maps are cheap to copy; of a channels_last norm torch.export would fix the width.
+        maps = self.reduce(x).contiguous()
+        if mask is None:
+            return self.norm(maps).relu()
+        real = mask.squeeze(1).bool()  # (B, H, W)
+        pixels = maps.permute(0, 2, 3, 1)[real]  # (number of real pixels, 5)
+        normed = self.norm(pixels.T[None, ..., None])[0, ..., 0].T.relu()
+        filled = normed.new_zeros(*real.shape, NUM_REDUCED).index_put((real,), normed)
+        return filled.permute(0, 3, 1, 2)
+
+    def spread(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Among the cells of the grid and back to pixels, ``(B, 5, H, W) -> (B, 3, *size)``."""
+        cells = F.adaptive_avg_pool2d(maps, GRID).flatten(2)  # (B, 5, 100)
+        cells = self.mix(cells.transpose(1, 2)).transpose(1, 2)  # (B, 3, 100)
+        grid = cells.unflatten(2, (GRID, GRID))
+        return F.interpolate(grid, size, mode='bilinear', align_corners=False)
+
+
+@MIXERS.register_module()
+class SpatialBias(BaseModule):
+    """G = W_out bias(x), with the three maps of :class:`SpatialBiasMaps`.
+
+    The projection W_out from 3 to C channels, which starts at zero, is this project's: the paper
+    concatenates the maps inside a ResNet's bottleneck (:class:`SpatialBiasResNet`). In training the
+    batch norm makes an image depend on its batch-mates, as every batch norm does.
+
+    Args:
+        dim: Channels C of the block.
+        norm_cfg: The norm of the 5 maps, e.g. ``dict(type='SyncBN')``.
+
+    Raises:
+        UsageError: In ``forward``, as :func:`on_real_part`.
+    """
+
+    def __init__(self, dim: int, norm_cfg: dict = BATCH_NORM) -> None:
+        super().__init__()
+        self.bias = SpatialBiasMaps(dim, norm_cfg)
+        self.expand = nn.Linear(NUM_BIASES, dim)
+        self.reset_start()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x (B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a real pixel, 0 = padding.
+
+        The grid lies over the real part of each image.
+        """
+        maps = self.bias.reduced(x, mask)
+        biases = on_real_part(lambda part: self.bias.spread(part, part.shape[-2:]), maps, mask)
+        return self.expand(biases.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def reset_start(self) -> None:
+        nn.init.zeros_(self.expand.weight)
+        nn.init.zeros_(self.expand.bias)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        self.reset_start()
