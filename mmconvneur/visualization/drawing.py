@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize, SymLogNorm, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..models.block import GateFusion
@@ -63,7 +63,7 @@ def draw_gates(scene: Scene, taps: dict[str, FusionTap], number: int = 3) -> Fig
     for axes, (name, tap) in zip(panels, taps.items(), strict=True):
         gates = isinstance(tap.fusion, GateFusion)
         cue, neutral, unit = (maps.gate(tap), 0.5, 'gate') if gates else (tap.cue, 0.0, 'cue')
-        chosen = cue.flatten(1).std(1).topk(number).indices.sort().values
+        chosen = cue.flatten(1).std(1).topk(min(number, len(cue))).indices.sort().values
         titles = [f'channel {channel}' for channel in chosen.tolist()]
         mean = cue.mean(0, keepdim=True)
         for part, names, columns in (
@@ -80,7 +80,8 @@ def draw_writes(scene: Scene, taps: dict[str, MemoryTap]) -> Figure:
     """Write weights of every head, as multiples of an even share."""
     figure, panels = grid(scene, len(taps), most_heads(taps))
     for axes, (name, tap) in zip(panels, taps.items(), strict=True):
-        weights = maps.write_weights(tap) * tap.real.sum()
+        weights = maps.write_weights(tap)
+        weights = weights * tap.real.sum() / weights.sum((1, 2), keepdim=True)
         norm = LogNorm(0.01, max(10.0, peak(weights)), clip=True)
         strip(scene, axes, weights, heads(weights), STRENGTH, norm, 'times an even share')
         axes[0].set_ylabel(label(name, weights))
@@ -137,7 +138,7 @@ def draw_receptive_field(scene: Scene, receptive: ReceptiveField) -> Figure:
     for share, colour in SHARES.items():
         side = square_holding(receptive, share)
         corner = (receptive.column - side / 2, receptive.row - side / 2)
-        square = mpl.patches.Rectangle(corner, side, side, fill=False, edgecolor=colour)
+        square = Rectangle(corner, side, side, fill=False, edgecolor=colour)
         square.set_label(f'{share:.0%} within {side} x {side}')
         ax.add_patch(square)
     figure.legend(loc='outside lower center', ncols=len(SHARES), frameon=False, fontsize=SMALL)
@@ -177,9 +178,12 @@ def grid(scene: Scene, rows: int, columns: int, panel: float = PANEL) -> tuple[F
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.06)
     panels = figure.subplots(rows, columns, squeeze=False)
     for ax in panels.flat:
-        ax.set(xticks=[], yticks=[], xlim=(0, scene.shown[1]), ylim=(scene.shown[0], 0))
+        ax.set(yticks=[], xlim=(0, scene.shown[1]), ylim=(scene.shown[0], 0))
+        ax.xaxis.set_visible(False)
         ax.spines[:].set_visible(False)
         ax.yaxis.label.set_fontsize(SMALL)
+    for ax in panels[:, 1:].flat:
+        ax.yaxis.set_visible(False)  # the layout measures every axis that is not hidden
     return figure, panels
 
 
