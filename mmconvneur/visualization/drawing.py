@@ -106,9 +106,10 @@ def draw_reads(scene: Scene, taps: dict[str, MemoryTap], pixel: tuple[int, int])
 def draw_slot_grid(scene: Scene, name: str, logits: Tensor) -> Figure:
     """The map of every slot, eight in a row."""
     slots = maps.slot_assignment(logits)
-    figure, panels = grid(scene, -(-len(slots) // 8), 8, PANEL / 2)
+    figure, panels = grid(scene, -(-len(slots) // 8), 8, PANEL * 0.6)
     norm = Normalize(0, peak(slots))
-    strip(scene, panels, slots, [''] * len(slots), STRENGTH, norm, 'share of the slot')
+    numbers = [str(number) for number in range(1, len(slots) + 1)]
+    strip(scene, panels, slots, numbers, STRENGTH, norm, 'share of the slot')
     figure.supylabel(label(name, logits), fontsize=SMALL)
     return figure
 
@@ -165,7 +166,8 @@ def strip(
 
 
 def colour_bar(axes: np.ndarray, drawn: AxesImage, unit: str) -> None:
-    bar = axes.flat[0].figure.colorbar(drawn, ax=axes, pad=0.01, aspect=25)
+    rows = len(np.atleast_2d(axes))
+    bar = axes.flat[0].figure.colorbar(drawn, ax=axes, pad=0.01, aspect=25 * rows)
     bar.set_label(unit, fontsize=SMALL)
     bar.ax.tick_params(labelsize=SMALL - 1)
     bar.outline.set_visible(False)
