@@ -47,17 +47,26 @@ class Affinity(nn.Module):
         return slots @ x.flatten(2)
 
 
-class StandInSlots(nn.Module):
-    """A mixer with the tap point of GLMix: logits of 64 slots through a submodule ``affinity``."""
-
+class Clustering(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.affinity = Affinity()
         self.slots = nn.Parameter(torch.randn(64, dim))
 
-    def forward(self, x, mask=None):
-        logits = self.affinity(self.slots.expand(len(x), -1, -1), x)
+    def forward(self, z, x, mask=None):
+        logits = self.affinity(self.slots.expand(len(z), -1, -1), z)
         return (logits.softmax(1).mT @ self.slots).mT.unflatten(2, x.shape[-2:])
+
+
+class StandInSlots(nn.Module):
+    """A mixer with the tap point of GLMix: logits of 64 slots through a module ``affinity``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.clustering = Clustering(dim)
+
+    def forward(self, x, mask=None):
+        return self.clustering(x, x, mask)
 
 
 @pytest.fixture
@@ -107,7 +116,7 @@ def test_outputs_are_the_same_to_the_bit_and_hooks_are_gone(placement, slots_mix
     fused = blocks if placement == 'block' else blocks[::2]
     assert list(taps.fusions) == fused
     assert list(taps.memories) == [f'{name}.global_branch' for name in fused[:-1]]
-    assert list(taps.slots) == ['stages.1.0.global_branch']
+    assert list(taps.slots) == ['stages.1.0.global_branch.clustering']
 
 
 def test_hooks_are_gone_after_an_error():
@@ -231,11 +240,11 @@ def test_slots_of_a_pixel_sum_to_one(slots_mixer):
     with capture(backbone) as taps:
         backbone(image)
     ((name, logits),) = taps.slots.items()
-    assert name == 'stages.0.0.global_branch' and logits.shape == (64, 9, 11)
+    assert name == 'stages.0.0.global_branch.clustering' and logits.shape == (64, 9, 11)
     slots = slot_assignment(logits)
     torch.testing.assert_close(slots.sum(0), torch.ones(9, 11).double(), **EXACT)
     x = backbone.downsample_layers[0](image)[0, :, 7, 4]
-    score = (backbone.stages[0][0].global_branch.slots @ x).exp().detach()
+    score = (backbone.stages[0][0].global_branch.clustering.slots @ x).exp().detach()
     torch.testing.assert_close(slots[:, 7, 4], score / score.sum(), **EXACT)
 
 
@@ -373,7 +382,7 @@ def test_the_page_of_slots_and_of_a_memory_that_is_not_linear(slots_mixer, tmp_p
     page = draw(monkeypatch, tmp_path / 'out', config, weights, picture(tmp_path))
     assert page.images == [
         *('gates.png', 'writes.png', 'slots.png'),
-        *('slots_stages.2.0.global_branch.png', 'receptive_field.png'),
+        *('slots_stages.2.0.global_branch.clustering.png', 'receptive_field.png'),
     ]
     text = (tmp_path / 'out' / 'index.html').read_text()
     assert 'Read weights are not drawn: read maps of a memory in chunks' in text

@@ -6,10 +6,10 @@ tap point                          what passes there
 ``ConvNeurBlock.fusion``, inputs   F_loc and the global cue G, (B, C, H, W)
 ``NeuralMemory``, inputs           x, and the mask of real pixels, (B, 1, H, W)
 ``NeuralMemory.norm``, output      the tokens z, (B, H, W, C_m)
-``<mixer>.affinity``, output       logits of slots and pixels, (B, S, N)
+``<any>.affinity``, output         logits of slots and pixels, (B, S, N)
 =================================  ============================================
 
-Whatever has a submodule ``affinity`` and takes (B, C, H, W) counts as a mixer with slots.
+Whatever has a submodule ``affinity`` and takes a map (B, C, H, W) first is listened to for slots.
 
 Dimension key: B images, of which the first is kept; N = H W tokens; C channels of the block, C_m of
 the memory; S slots.
@@ -73,7 +73,7 @@ def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandl
         real = tokens.new_ones(tokens.shape[:2]) if mask is None else _first(mask)[0]
         taps.memories[name] = MemoryTap(module, tokens, real)
 
-    def keep_logits(logits: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    def keep_logits(logits: Tensor, x: Tensor, *others: Tensor | None, **named: object) -> None:
         taps.slots[name] = logits.unflatten(1, x.shape[-2:])
 
     if isinstance(module, ConvNeurBlock):
