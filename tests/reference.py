@@ -387,3 +387,25 @@ def spatial_bias(module, x: Tensor) -> Tensor:
     maps = spatial_bias_maps(module.bias, x, x.shape[-2:])
     out = torch.einsum('oc,bchw->bohw', module.expand.weight, maps)
     return out + module.expand.bias[:, None, None]
+
+
+def read_weights(name: str, initial: tuple, w: Tensor, query: Tensor, keys, values) -> Tensor:
+    """w_n tr K_n / d with K_n = int_0^1 J_q(M_0 + s (M_1 - M_0)) ds J_{k_n}(M_0)^T, by Simpson.
+
+    J_x(M) is the Jacobian of f(x; M) in M, all its matrices in one row of d m columns.
+    """
+
+    def jacobian(weights: tuple, x: Tensor) -> Tensor:
+        parts = torch.autograd.functional.jacobian(lambda *m: inner(name, m, x[None])[0], weights)
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    end = [m - g for m, g in zip(initial, gradient(name, initial, keys, values, w), strict=True)]
+    points, average = 100, 0
+    for i in range(points + 1):
+        factor = 1 if i in (0, points) else 4 if i % 2 else 2
+        at = tuple(m + i / points * (e - m) for m, e in zip(initial, end, strict=True))
+        average = average + factor / (3 * points) * jacobian(at, query)
+    kernels = [average @ jacobian(tuple(initial), k).T for k in keys]
+    return torch.stack(
+        [a * kernel.trace() / len(query) for a, kernel in zip(w, kernels, strict=True)]
+    )

@@ -264,7 +264,7 @@ def test_bare_python_is_told_without_a_traceback():
     assert done.stderr.startswith('none: torch, mmengine, mmcv, mmdet, mmseg not installed; ')
 
 
-@pytest.mark.parametrize('tool', ['train', 'test', 'browse_dataset'])
+@pytest.mark.parametrize('tool', ['train', 'test', 'browse_dataset', 'visualize'])
 def test_tools_say_it_before_their_imports_fail(tool):
     root = Path(__file__).parent.parent
     done = run('-S', f'tools/{tool}.py', 'config.py', PYTHONPATH=str(root))

@@ -11,17 +11,15 @@ import glob
 from collections import Counter
 from pathlib import Path
 
-import mmcv
 from mmengine.config import Config
-from mmengine.device import get_device
 from mmengine.registry import VISUALIZERS
 from tqdm import tqdm
 
 from mmconvneur.cli import add_trust, load_config, one_line_errors
 from mmconvneur.errors import UsageError
-from mmconvneur.hooks import check_heads
+from mmconvneur.inference import load_model, read_image
 from mmconvneur.model_zoo import find_weights, released
-from mmconvneur.weights.reading import load_safely, read_state_dict
+from mmconvneur.weights.reading import load_safely
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -84,22 +82,17 @@ def draw(cfg: Config, weights: str, images: list[Path], out_dir: Path, score_thr
     """Write every image with the detections, or the label map, that a model finds in it."""
     if cfg.default_scope == 'mmdet':
         from mmdet.apis import inference_detector as infer
-        from mmdet.apis import init_detector as init
 
         options = dict(pred_score_thr=score_thr)
     else:
         from mmseg.apis import inference_model as infer
-        from mmseg.apis import init_model as init
 
         options = {}
-    model = init(cfg, weights, device=get_device())
-    check_heads(model, read_state_dict(weights), complete=True)
+    model = load_model(cfg, weights)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = model.dataset_meta
     for path in tqdm(images, disable=None):
-        image = mmcv.imread(path)  # BGR (H, W, 3)
-        if image is None:
-            raise UsageError(f'{path} cannot be read as an image: it is damaged or something else')
+        image = read_image(path)  # BGR (H, W, 3)
         visualizer.add_datasample(
             path.name,
             image[..., ::-1],

@@ -1,0 +1,100 @@
+"""Tap points: where a backbone is listened to while it runs as it always does.
+
+=================================  ============================================
+tap point                          what passes there
+=================================  ============================================
+``ConvNeurBlock.fusion``, inputs   F_loc and the global cue G, (B, C, H, W)
+``NeuralMemory``, inputs           x, and the mask of real pixels, (B, 1, H, W)
+``NeuralMemory.norm``, output      the tokens z, (B, H, W, C_m)
+``<any>.affinity``, output         logits of slots and pixels, (B, S, N)
+=================================  ============================================
+
+Whatever has a submodule ``affinity`` and takes a map (B, C, H, W) first is listened to for slots.
+
+Dimension key: B images, of which the first is kept; N = H W tokens; C channels of the block, C_m of
+the memory; S slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..models.block import ConvNeurBlock
+from ..models.neural_memory import NeuralMemory
+
+
+class FusionTap(NamedTuple):
+    """A fusion and the global cue ``(C, H, W)`` that entered it."""
+
+    fusion: nn.Module
+    cue: Tensor
+
+
+class MemoryTap(NamedTuple):
+    """A memory, its tokens ``(H, W, C_m)`` and which of them are real, ``(H, W)``: 1 or 0."""
+
+    memory: NeuralMemory
+    tokens: Tensor
+    real: Tensor
+
+
+class Taps(NamedTuple):
+    """What passed the tap points, by the name of the module; slots are logits ``(S, H, W)``."""
+
+    fusions: dict[str, FusionTap]
+    memories: dict[str, MemoryTap]
+    slots: dict[str, Tensor]
+
+
+@contextmanager
+def capture(model: nn.Module) -> Iterator[Taps]:
+    """The :class:`Taps` of the forward passes inside the context; a later pass replaces an earlier.
+
+    Nothing but forward hooks, which are removed at the end: outputs stay the same to the bit.
+    """
+    taps = Taps({}, {}, {})
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            for hook in _listen(taps, name, module):
+                hooks.enter_context(hook)
+        yield taps
+
+
+def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
+    def keep_cue(fusion: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
+        taps.fusions[name] = FusionTap(fusion, _first(inputs[1]))
+
+    def keep_tokens(tokens: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+        real = tokens.new_ones(tokens.shape[:2]) if mask is None else _first(mask)[0]
+        taps.memories[name] = MemoryTap(module, tokens, real)
+
+    def keep_logits(logits: Tensor, x: Tensor, *others: Tensor | None, **named: object) -> None:
+        taps.slots[name] = logits.unflatten(1, x.shape[-2:])
+
+    if isinstance(module, ConvNeurBlock):
+        yield module.fusion.register_forward_pre_hook(keep_cue)
+    if isinstance(module, NeuralMemory):
+        yield from _listen_inside(module, module.norm, keep_tokens)
+    if isinstance(getattr(module, 'affinity', None), nn.Module):
+        yield from _listen_inside(module, module.affinity, keep_logits)
+
+
+def _listen_inside(
+    module: nn.Module, part: nn.Module, keep: Callable[..., None]
+) -> Iterator[RemovableHandle]:
+    """After each pass of ``module``: keep(the output of its part, *inputs of the module)."""
+    heard = []
+    yield part.register_forward_hook(lambda part, inputs, output: heard.append(_first(output)))
+    yield module.register_forward_hook(
+        lambda module, inputs, named, output: keep(heard.pop(), *inputs, **named), with_kwargs=True
+    )
+
+
+def _first(x: Tensor) -> Tensor:
+    """Of a batch, and a copy: a module may go on to write into its tensors."""
+    return x[0].detach().clone()
