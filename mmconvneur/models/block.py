@@ -18,7 +18,8 @@ class GateFusion(nn.Module):
         super().__init__()
 
     def forward(self, local: Tensor, cue: Tensor) -> Tensor:
-        return cue.sigmoid() * local
+        gate = cue.sigmoid()
+        return gate * local if torch.is_grad_enabled() else gate.mul_(local)
 
 
 class AddFusion(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .pointwise import GELU, Linear, by_strips
+from .pointwise import GELU, Linear, by_strips, recomputed
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -50,5 +50,8 @@ class LocalBranch(nn.Module):
         return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
     def mix_channels(self, x: Tensor) -> Tensor:
-        x = self.expand(self.norm(x))
-        return self.layer_scale * self.project(self.activation(x))
+        hidden = self.expand(self.norm(x))
+        return self.layer_scale * recomputed(self.contract, hidden)
+
+    def contract(self, hidden: Tensor) -> Tensor:
+        return self.project(self.activation(hidden))

@@ -101,11 +101,6 @@ def _products_after(x: Tensor) -> Tensor:
 STATES = {'running': running_states, 'start': start_states}
 
 
-def heads(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``(B, N, h, d) -> (B, h, N, d)`` in the dtype of the inner step."""
-    return x.transpose(1, 2).to(dtype)
-
-
 def full_precision(x: Tensor) -> torch.autocast:
     """Where sums over many tokens and small differences are taken, also under autocast."""
     return torch.autocast(x.device.type, enabled=False)
@@ -226,7 +221,7 @@ class NeuralMemory(BaseModule):
         height, width = x.shape[-2:]
         x = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
         tokens = by_strips(self.embed, x)  # (B, N, C_m)
-        real = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.flatten(1)  # (B, N)
+        real = None if mask is None else mask.flatten(1)  # (B, N)
         whole = self.chunk_size is None and self.read == 'after'
         out = self.whole_image(tokens, real) if whole else self.in_chunks(tokens, real)
         return out.unflatten(1, (height, width)).permute(0, 3, 1, 2)
@@ -234,7 +229,7 @@ class NeuralMemory(BaseModule):
     def embed(self, x: Tensor) -> Tensor:
         return self.norm(self.reduce(x))
 
-    def whole_image(self, tokens: Tensor, real: Tensor) -> Tensor:
+    def whole_image(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         """One chunk that all tokens read: what :meth:`in_chunks` does, strip by strip.
 
         The gradient is a sum over tokens, and a read concerns one token.
@@ -242,28 +237,33 @@ class NeuralMemory(BaseModule):
         dtype = self.inner_dtype(tokens)
         initial = self.initial_memory(dtype)
         with full_precision(tokens):
-            rule = self.write_rule(tokens.unsqueeze(1), real.unsqueeze(1))
+            rule = self.write_rule(
+                tokens.unsqueeze(1), None if real is None else real.unsqueeze(1)
+            )
         weights = rule.weights.squeeze(2).transpose(1, 2)  # (B, N, h)
         gradients = []
         for z, w in zip(strips(tokens), strips(weights), strict=True):
-            keys, values = (heads(t, dtype) for t in self.keys_and_values(z))
+            keys, values = (f(z, dtype).transpose(1, 2) for f in (self.keys, self.values))
             with full_precision(z):
                 gradients.append(self.inner.gradient(initial, keys, values, w.transpose(1, 2)))
         written = tuple(-torch.stack(parts).sum(0) for parts in zip(*gradients, strict=True))
 
         def read(z: Tensor) -> Tensor:
-            queries = heads(self.queries(z), dtype)
+            queries = self.queries(z, dtype).transpose(1, 2)
             with full_precision(z):
                 out = self.inner.change(initial, written, queries)  # (B, h, L, d)
             return self.expand(out.transpose(1, 2).flatten(2).to(z.dtype))
 
         return by_strips(read, tokens)
 
-    def in_chunks(self, tokens: Tensor, real: Tensor) -> Tensor:
+    def in_chunks(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        if real is None:  # what fills the last chunk up is not
+            real = tokens.new_ones(tokens.shape[:2])
         dtype = self.inner_dtype(tokens)
-        maps = self.queries(tokens), *self.keys_and_values(tokens)
-        # (B, T, L, h, d) -> (B, h, T, L, d)
-        queries, keys, values = (self.chunked(t.to(dtype)).permute(0, 3, 1, 2, 4) for t in maps)
+        queries, keys, values = (
+            self.chunked(f(tokens, dtype)).permute(0, 3, 1, 2, 4)  # (B, h, T, L, d)
+            for f in (self.queries, self.keys, self.values)
+        )
         with full_precision(tokens):
             rule = self.write_rule(self.chunked(tokens), self.chunked(real))
             initial = self.initial_memory(dtype)
@@ -273,32 +273,42 @@ class NeuralMemory(BaseModule):
         out = out.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)[:, : tokens.size(1)]
         return self.expand(out.to(tokens.dtype))
 
-    def queries(self, tokens: Tensor) -> Tensor:
+    def queries(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         """``(B, N, C_m) -> (B, N, h, d)``, of unit length."""
-        weight, bias = (p[: self.memory_dim] for p in (self.qkv.weight, self.qkv.bias))
-        queries = linear(tokens, weight, bias).unflatten(-1, (self.num_heads, -1))
-        return F.normalize(queries, dim=-1, eps=1e-6)
+        return F.normalize(self.project(0, tokens, dtype), dim=-1, eps=1e-6)
 
-    def keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Two of ``(B, N, C_m) -> (B, N, h, d)``, the keys of unit length."""
-        weight, bias = (p[self.memory_dim :] for p in (self.qkv.weight, self.qkv.bias))
-        maps = linear(tokens, weight, bias).unflatten(-1, (2, self.num_heads, -1))
-        keys, values = maps.unbind(2)
-        return F.normalize(keys, dim=-1, eps=1e-6), values
+    def keys(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(B, N, C_m) -> (B, N, h, d)``, of unit length."""
+        return F.normalize(self.project(1, tokens, dtype), dim=-1, eps=1e-6)
+
+    def values(self, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(B, N, C_m) -> (B, N, h, d)``."""
+        return self.project(2, tokens, dtype)
+
+    def project(self, part: int, tokens: Tensor, dtype: torch.dtype) -> Tensor:
+        # One map at a time: heads of a few channels are slow to walk through with gaps between.
+        weight, bias = (p.chunk(3)[part] for p in (self.qkv.weight, self.qkv.bias))
+        return linear(tokens, weight, bias).to(dtype).unflatten(-1, (self.num_heads, -1))
 
     def inner_dtype(self, tokens: Tensor) -> torch.dtype:
         """The inner step is a sum over thousands of tokens: in float32 at least."""
         return torch.promote_types(tokens.dtype, torch.float32)
 
-    def write_rule(self, tokens: Tensor, real: Tensor) -> WriteRule:
-        """Token weights and rates from ``tokens (B, T, L, C_m)`` and ``real (B, T, L)``."""
+    def write_rule(self, tokens: Tensor, real: Tensor | None) -> WriteRule:
+        """Token weights and rates from ``tokens (B, T, L, C_m)`` and ``real (B, T, L)``.
+
+        ``real`` is 1 for a real pixel and 0 for padding; ``None``: all are real.
+        """
         weight = self.write_logits.weight.to(self.inner_dtype(tokens))
         logits = by_strips(lambda z: F.linear(z.to(weight.dtype), weight), tokens.flatten(1, 2))
         logits = logits.transpose(1, 2).unflatten(2, tokens.shape[1:3])  # (B, h, T, L)
-        absent = ~real.bool().unsqueeze(1)
-        logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
-        # Filled with zero once more for a chunk that is padding throughout.
-        weights = logits.softmax(-1).masked_fill(absent, 0.0)
+        if real is None:
+            weights = logits.softmax(-1)
+        else:
+            absent = ~real.bool().unsqueeze(1)
+            logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
+            # Filled with zero once more for a chunk that is padding throughout.
+            weights = logits.softmax(-1).masked_fill(absent, 0.0)
         rate = weights.new_zeros(weights.shape[:3])
         return WriteRule(weights, step=rate + 1, momentum=rate, decay=rate)
 

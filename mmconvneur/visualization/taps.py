@@ -5,7 +5,7 @@ tap point                          what passes there
 =================================  ============================================
 ``ConvNeurBlock.fusion``, inputs   F_loc and the global cue G, (B, C, H, W)
 ``NeuralMemory``, inputs           x, and the mask of real pixels, (B, 1, H, W)
-``NeuralMemory.norm``, output      the tokens z, (B, H, W, C_m)
+``NeuralMemory.norm``, outputs     the tokens z in strips, (B, n, C_m)
 ``<any>.affinity``, output         logits of slots and pixels, (B, S, N)
 =================================  ============================================
 
@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -70,6 +71,7 @@ def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandl
         taps.fusions[name] = FusionTap(fusion, _first(inputs[1]))
 
     def keep_tokens(tokens: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+        tokens = tokens.unflatten(0, x.shape[-2:])
         real = tokens.new_ones(tokens.shape[:2]) if mask is None else _first(mask)[0]
         taps.memories[name] = MemoryTap(module, tokens, real)
 
@@ -87,12 +89,20 @@ def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandl
 def _listen_inside(
     module: nn.Module, part: nn.Module, keep: Callable[..., None]
 ) -> Iterator[RemovableHandle]:
-    """After each pass of ``module``: keep(the output of its part, *inputs of the module)."""
+    """After each pass of ``module``: keep(the outputs of its part as one, *inputs of the module)."""
     heard = []
     yield part.register_forward_hook(lambda part, inputs, output: heard.append(_first(output)))
     yield module.register_forward_hook(
-        lambda module, inputs, named, output: keep(heard.pop(), *inputs, **named), with_kwargs=True
+        lambda module, inputs, named, output: keep(_joined(heard), *inputs, **named),
+        with_kwargs=True,
     )
+
+
+def _joined(strips: list[Tensor]) -> Tensor:
+    """What a part gave strip by strip in one pass; the list is empty for the next."""
+    whole = torch.cat(strips)
+    strips.clear()
+    return whole
 
 
 def _first(x: Tensor) -> Tensor:
