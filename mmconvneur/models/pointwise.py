@@ -35,8 +35,18 @@ def strips(x: Tensor) -> tuple[Tensor, ...]:
 
 def by_strips(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``function(x)``, ``(B, N, C) -> (B, N, C')``, for one that treats every position alike."""
-    parts = [function(strip) for strip in strips(x)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    pieces = strips(x)
+    if len(pieces) == 1:
+        return function(x)
+    if torch.is_grad_enabled():
+        return torch.cat([function(piece) for piece in pieces], dim=1)
+    first = function(pieces[0])
+    out = first.new_empty(*x.shape[:2], first.size(2))
+    places = strips(out)
+    places[0].copy_(first)
+    for place, piece in zip(places[1:], pieces[1:], strict=True):
+        place.copy_(function(piece))
+    return out
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
