@@ -13,7 +13,7 @@ from mmengine.runner import save_checkpoint
 
 import mmconvneur
 from mmconvneur.checkpoints import ATOMIC
-from mmconvneur.cli import one_line_errors
+from mmconvneur.cli import add_trust, one_line_errors
 from mmconvneur.errors import UsageError
 from mmconvneur.models import convneur, glnet
 from mmconvneur.models.loading import sizes
@@ -29,11 +29,7 @@ def main() -> None:
     parser.add_argument('source', metavar='IN', help='path or URL of a .pth or .safetensors file')
     parser.add_argument('target', metavar='OUT', help='the .pth file to write')
     parser.add_argument('--prefix', help='where the backbone is in IN; default: found by its keys')
-    parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='read an IN that holds more than weights; it can then run any code',
-    )
+    add_trust(parser)
     args = parser.parse_args()
     if not args.target.endswith('.pth'):
         raise UsageError(f'{args.target}: give the name of a .pth file to write')

@@ -17,11 +17,12 @@ from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 
 from ..errors import UsageError, check_choice
+from ..models import glnet
 from ..models.convneur import ARCHS
 from ..registry import MIXERS
 
 # Sizes: arXiv 2103.14030 (Swin), 2106.13797 (PVTv2), 1512.03385 (ResNet), 2209.08575 (MSCAN),
-# 2201.03545 (ConvNeXt), 2301.00808 (ConvNeXt V2).
+# 2201.03545 (ConvNeXt), 2301.00808 (ConvNeXt V2), 2411.14429 (GLNet), 2302.12505 (Spatial Bias).
 SWIN = dict(type='mmdet.SwinTransformer', drop_path_rate=0.0)
 PVTV2 = dict(type='mmdet.PyramidVisionTransformerV2', drop_path_rate=0.0)
 MSCAN = dict(type='mmseg.MSCAN', mlp_ratios=(8, 8, 4, 4), norm_cfg=dict(type='BN'))
@@ -32,6 +33,8 @@ HF_SWIN = dict(
 )
 BACKBONES = {
     **{f'convneur-{arch}': dict(type='mmconvneur.ConvNeur', arch=arch) for arch in ARCHS},
+    **{f'glnet-{arch}': dict(type='mmconvneur.GLNet', arch=arch) for arch in glnet.ARCHS},
+    'spatial-bias-resnet-50': dict(type='mmconvneur.SpatialBiasResNet', depth=50),
     'swin-t': dict(SWIN, depths=(2, 2, 6, 2)),
     'swin-s': dict(SWIN, depths=(2, 2, 18, 2)),
     'pvtv2-b0': dict(PVTV2, embed_dims=32, num_layers=[2, 2, 2, 2]),

@@ -237,9 +237,7 @@ class NeuralMemory(BaseModule):
         dtype = self.inner_dtype(tokens)
         initial = self.initial_memory(dtype)
         with full_precision(tokens):
-            rule = self.write_rule(
-                tokens.unsqueeze(1), None if real is None else real.unsqueeze(1)
-            )
+            rule = self.write_rule(tokens.unsqueeze(1), None if real is None else real.unsqueeze(1))
         weights = rule.weights.squeeze(2).transpose(1, 2)  # (B, N, h)
         gradients = []
         for z, w in zip(strips(tokens), strips(weights), strict=True):

@@ -89,7 +89,7 @@ def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandl
 def _listen_inside(
     module: nn.Module, part: nn.Module, keep: Callable[..., None]
 ) -> Iterator[RemovableHandle]:
-    """After each pass of ``module``: keep(the outputs of its part as one, *inputs of the module)."""
+    """After each pass of ``module``: keep(all outputs of its part, *inputs of the module)."""
     heard = []
     yield part.register_forward_hook(lambda part, inputs, output: heard.append(_first(output)))
     yield module.register_forward_hook(
