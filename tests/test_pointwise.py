@@ -57,14 +57,72 @@ def test_few_rows_and_other_dtypes_take_the_matrix_product(monkeypatch):
         torch.testing.assert_close(pointwise.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
-def test_gelu_is_in_place_only_where_nothing_needs_its_input():
-    x = draw(5, 7)
-    kept, expected = x.clone(), F.gelu(x)
-    torch.testing.assert_close(pointwise.GELU()(x), expected, rtol=0, atol=0)
+@pytest.mark.parametrize('shape', [(601, DIM), (2, 3, 101, DIM), (43, 17, DIM)])
+def test_linear_takes_any_leading_dimensions(shape):
+    layer, x = pointwise.Linear(DIM, OUT), draw(*shape, dtype=torch.float32)
+    expected = F.linear(x, layer.weight, layer.bias)
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-6 * expected.abs().max().item())
+
+
+def test_gelu_linear_equals_its_two_steps():
+    layer = pointwise.Linear(DIM, OUT).double()
+
+    def apply(x, weight, bias):
+        parameters = {'layer.weight': weight, 'layer.bias': bias}
+        return torch.func.functional_call(Wrapped(layer), parameters, x)
+
+    inputs = [draw(BATCH, 7, DIM), draw(OUT, DIM, seed=1), draw(OUT, seed=2)]
+    assert_same(apply, lambda x, weight, bias: F.linear(F.gelu(x), weight, bias), inputs, 1e-12)
+    assert torch.autograd.gradgradcheck(pointwise.GELULinear.apply, [t[:3] for t in inputs])
+
+
+class Wrapped(torch.nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return pointwise.gelu_linear(x, self.layer)
+
+
+def test_gelu_overwrites_its_input_only_where_nothing_needs_it():
+    layer, x = pointwise.Linear(DIM, OUT).double(), draw(2, 5, DIM)
+    kept, expected = x.clone(), F.linear(F.gelu(x), layer.weight, layer.bias)
+    torch.testing.assert_close(pointwise.gelu_linear(x, layer), expected, rtol=0, atol=1e-14)
     assert torch.equal(x, kept)
     with torch.no_grad():
-        out = pointwise.GELU()(x)
-    assert out is x and torch.equal(x, expected)
+        torch.testing.assert_close(pointwise.gelu_linear(x, layer), expected, rtol=0, atol=1e-14)
+    assert torch.equal(x, F.gelu(kept))
+
+
+def test_gelu_linear_keeps_its_input_only():
+    layer, kept = pointwise.Linear(DIM, OUT), []
+    x = draw(2, 5, DIM, dtype=torch.float32).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        pointwise.gelu_linear(x, layer)
+    assert [t.data_ptr() for t in kept] == [x.data_ptr(), layer.weight.data_ptr()]
+
+
+def test_a_layer_in_the_place_of_ours_is_called():
+    class Adapter(torch.nn.Module):
+        def forward(self, x):
+            return 3 * x
+
+    x = draw(2, 5, DIM)
+    torch.testing.assert_close(pointwise.gelu_linear(x, Adapter()), 3 * F.gelu(x))
+
+
+def test_gelu_linear_under_autocast():
+    layer, x = pointwise.Linear(DIM, OUT), draw(2, 5, DIM, dtype=torch.float32).requires_grad_()
+    grads = []
+    for function in (pointwise.gelu_linear, lambda x, layer: layer(F.gelu(x))):
+        with torch.autocast('cpu', torch.bfloat16):
+            out = function(x, layer)
+        assert out.dtype == torch.bfloat16
+        grads.append(torch.autograd.grad(out.float().square().sum(), [x, *layer.parameters()]))
+    for a, e in zip(*grads, strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a, e, rtol=0, atol=2e-2 * e.abs().max().item())
 
 
 def test_local_branch_in_strips_equals_its_equation(monkeypatch):

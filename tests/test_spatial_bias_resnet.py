@@ -224,6 +224,16 @@ def test_out_indices_and_sizes():
             torch.testing.assert_close(out, maps[stage], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    'cfg, problem',
+    [(dict(out_indices=(7,)), 'distinct stages'), (dict(frozen_stages=9), 'choose -1')],
+)
+def test_stages_that_do_not_exist_are_named(cfg, problem):
+    with pytest.raises(UsageError, match=problem) as error:
+        narrow(**cfg)
+    assert '\n' not in str(error.value)
+
+
 def test_frozen_stages_and_norm_eval():
     net = narrow(frozen_stages=2)
     net.requires_grad_(True)

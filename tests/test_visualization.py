@@ -385,7 +385,7 @@ def test_the_page_of_slots_and_of_a_memory_that_is_not_linear(slots_mixer, tmp_p
         *('slots_stages.2.0.global_branch.clustering.png', 'receptive_field.png'),
     ]
     text = (tmp_path / 'out' / 'index.html').read_text()
-    assert 'Read weights are not drawn: read maps of a memory in chunks' in text
+    assert 'are not drawn: read maps of a memory in chunks' in text
 
 
 def test_a_backbone_with_nothing_to_show_has_its_receptive_field(tmp_path, monkeypatch, capsys):

@@ -214,6 +214,17 @@ def test_init_cfg_reads_pth_and_safetensors_and_finds_the_prefix(source, tmp_pat
         backbone.init_weights()
 
 
+def test_a_file_with_keys_of_another_network_is_not_converted(source, tmp_path, monkeypatch):
+    given, converted = tmp_path / 'in.pth', tmp_path / 'out.pth'
+    name = next(k for k in source.state_dict() if '.stages.' in k)
+    strange = name.rsplit('.', 2)[0] + '.mystery.weight'
+    torch.save({**source.state_dict(), strange: torch.zeros(3)}, given)
+    monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', str(given), str(converted)])
+    with pytest.raises(SystemExit, match=f'1 keys that it does not have, the first {strange}'):
+        runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'), run_name='__main__')
+    assert not converted.exists()
+
+
 def test_a_converted_file_gives_the_same_maps(source, tmp_path, monkeypatch, capsys):
     given, converted = tmp_path / 'in.pth', tmp_path / 'out.pth'
     torch.save(dict(state_dict=source.state_dict(), optimizer=dict(lr=1)), given)
@@ -311,6 +322,13 @@ def test_a_converted_classifier_starts_a_backbone_as_the_file_itself(tmp_path, s
     line = report_of(ours, recognise(state).tensors)
     memory = [key for key in ours.state_dict() if '.global_branch.' in key]
     assert counts(line) == [LOCAL, len(memory) + NORMS, 0, 0, 0, 0]
+
+
+def test_a_global_branch_of_another_kind_is_refused():
+    source = ConvNeur(ARCH, global_mixer=dict(type='NeuralMemory', inner_model='linear'))
+    other = ConvNeur(ARCH, global_mixer=dict(type='NeuralMemory', inner_model='gated'))
+    with pytest.raises(UsageError, match='arch and global_mixer as the checkpoint'):
+        other.load_state_dict(source.state_dict(), strict=False)
 
 
 def test_global_branches_are_compared_block_by_block(source):

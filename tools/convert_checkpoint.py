@@ -34,6 +34,11 @@ def main() -> None:
     if not args.target.endswith('.pth'):
         raise UsageError(f'{args.target}: give the name of a .pth file to write')
     supplied = recognise(read_state_dict(args.source, args.trust_checkpoint), args.prefix)
+    if supplied.unknown:
+        raise UsageError(
+            f'{args.source} looks like {supplied.layout} but has {len(supplied.unknown)} keys that '
+            f'it does not have, the first {supplied.unknown[0]}: it is another network'
+        )
     channels, depths = sizes(supplied.tensors)
     archs = convneur.ARCHS | glnet.ARCHS
     known = {(arch['channels'], arch['depths']): name for name, arch in archs.items()}

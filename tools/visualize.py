@@ -41,6 +41,8 @@ def main() -> None:
     add_trust(parser)
     args = parse(parser)
     cfg, weights = load_config(args), find_weights(args.checkpoint)
+    if args.dpi < 1:
+        raise UsageError(f'--dpi {args.dpi}: give a positive number, 200 by default')
     image = read_image(args.image)[..., ::-1]  # BGR -> RGB
     pixels = find_pixels(args.pixel, image.shape)
     load_safely(args.trust_checkpoint)

@@ -19,7 +19,9 @@ class GateFusion(nn.Module):
 
     def forward(self, local: Tensor, cue: Tensor) -> Tensor:
         gate = cue.sigmoid()
-        return gate * local if torch.is_grad_enabled() else gate.mul_(local)
+        if torch.is_grad_enabled() or gate.dtype != local.dtype:  # differ under autocast
+            return gate * local
+        return gate.mul_(local)
 
 
 class AddFusion(nn.Module):

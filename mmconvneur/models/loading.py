@@ -75,7 +75,7 @@ def fit_state_dict(
 
     Raises:
         UsageError: If less than 95 % of what the source can supply, or has, finds its place, or a
-            global branch of the source does not.
+            global branch of one does not fit the other's.
     """
     given = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
     if not given:
@@ -93,8 +93,9 @@ def fit_state_dict(
     report = report._replace(
         unexpected=report.unexpected + supplied.unknown, unused=report.unused + supplied.unused
     )
-    surplus = any(part in name for name in report.unexpected for part in NOT_IN_CONVNEXT)
-    if surplus or not report.enough:
+    astray = [*report.unexpected, *report.missing]
+    other_branch = any(part in name for name in astray for part in NOT_IN_CONVNEXT)
+    if other_branch or not report.enough:
         raise UsageError(_too_little(backbone, inside, supplied, report))
     level = logging.INFO if report.complete else logging.WARNING
     print_log(f'{type(backbone).__name__} from {supplied.layout}: {report}', 'current', level)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .pointwise import GELU, Linear, by_strips, recomputed
+from .pointwise import Linear, by_strips, gelu_linear
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -39,7 +39,6 @@ class LocalBranch(nn.Module):
         self.depthwise_conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.expand = Linear(dim, hidden)
-        self.activation = GELU()
         self.project = Linear(hidden, dim)
         self.layer_scale = nn.Parameter(torch.full((dim,), float(layer_scale)))
 
@@ -50,8 +49,4 @@ class LocalBranch(nn.Module):
         return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
     def mix_channels(self, x: Tensor) -> Tensor:
-        hidden = self.expand(self.norm(x))
-        return self.layer_scale * recomputed(self.contract, hidden)
-
-    def contract(self, hidden: Tensor) -> Tensor:
-        return self.project(self.activation(hidden))
+        return self.layer_scale * gelu_linear(self.expand(self.norm(x)), self.project)

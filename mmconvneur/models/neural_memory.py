@@ -10,6 +10,7 @@ read of the image's own contribution are this project's.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -101,9 +102,36 @@ def _products_after(x: Tensor) -> Tensor:
 STATES = {'running': running_states, 'start': start_states}
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def inner_dtype(tokens: Tensor) -> torch.dtype:
+    """The inner step is a sum over thousands of tokens: in float32 at least."""
+    return torch.promote_types(tokens.dtype, torch.float32)
+
+
+def full_precision(x: Tensor) -> AbstractContextManager:
     """Where sums over many tokens and small differences are taken, also under autocast."""
+    if not torch.amp.is_autocast_available(x.device.type):
+        return nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+class ExactLinear(nn.Linear):
+    """x W^T + b in the dtype of the inner step, whatever the dtype of the model."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = inner_dtype(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.linear(x.to(dtype), self.weight.to(dtype), bias)
+
+
+class OneOfThree(nn.Linear):
+    """Queries (part 0), keys (1) or values (2), ``(B, N, C_m) -> (B, N, C_m)``.
+
+    One at a time: heads of a few channels are slow to walk through with gaps between them.
+    """
+
+    def forward(self, tokens: Tensor, part: int) -> Tensor:
+        weight, bias = (p.chunk(3)[part] for p in (self.weight, self.bias))
+        return linear(tokens, weight, bias)
 
 
 @MIXERS.register_module()
@@ -167,7 +195,7 @@ class NeuralMemory(BaseModule):
 
         self.reduce = Linear(dim, memory_dim)
         self.norm = nn.LayerNorm(memory_dim, eps=1e-6)
-        self.qkv = nn.Linear(memory_dim, 3 * memory_dim)
+        self.qkv = OneOfThree(memory_dim, 3 * memory_dim)
         self.build_write_rule()
         self.initial = nn.ParameterList(
             torch.empty(num_heads, width, width) for _ in range(self.inner.num_weights)
@@ -181,7 +209,7 @@ class NeuralMemory(BaseModule):
 
     def build_write_rule(self) -> None:
         # A softmax over tokens ignores a bias.
-        self.write_logits = nn.Linear(self.memory_dim, self.num_heads, bias=False)
+        self.write_logits = ExactLinear(self.memory_dim, self.num_heads, bias=False)
 
     def reset_parameters(self) -> None:
         """Start neutral (W_out = 0) but ready to learn: unit-scale values, selective writing."""
@@ -232,9 +260,10 @@ class NeuralMemory(BaseModule):
     def whole_image(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         """One chunk that all tokens read: what :meth:`in_chunks` does, strip by strip.
 
-        The gradient is a sum over tokens, and a read concerns one token.
+        The gradient is a sum over tokens, and a read concerns one token. One step from M_0 has no
+        momentum yet, and nothing before it that could decay.
         """
-        dtype = self.inner_dtype(tokens)
+        dtype = inner_dtype(tokens)
         initial = self.initial_memory(dtype)
         with full_precision(tokens):
             rule = self.write_rule(tokens.unsqueeze(1), None if real is None else real.unsqueeze(1))
@@ -244,12 +273,13 @@ class NeuralMemory(BaseModule):
             keys, values = (f(z, dtype).transpose(1, 2) for f in (self.keys, self.values))
             with full_precision(z):
                 gradients.append(self.inner.gradient(initial, keys, values, w.transpose(1, 2)))
-        written = tuple(-torch.stack(parts).sum(0) for parts in zip(*gradients, strict=True))
+        step = -rule.step[..., None]  # (B, h, 1, 1)
+        written = tuple(step * torch.stack(parts).sum(0) for parts in zip(*gradients, strict=True))
 
         def read(z: Tensor) -> Tensor:
             queries = self.queries(z, dtype).transpose(1, 2)
             with full_precision(z):
-                out = self.inner.change(initial, written, queries)  # (B, h, L, d)
+                out = self.readout(initial, written, queries)  # (B, h, L, d)
             return self.expand(out.transpose(1, 2).flatten(2).to(z.dtype))
 
         return by_strips(read, tokens)
@@ -257,7 +287,7 @@ class NeuralMemory(BaseModule):
     def in_chunks(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         if real is None:  # what fills the last chunk up is not
             real = tokens.new_ones(tokens.shape[:2])
-        dtype = self.inner_dtype(tokens)
+        dtype = inner_dtype(tokens)
         queries, keys, values = (
             self.chunked(f(tokens, dtype)).permute(0, 3, 1, 2, 4)  # (B, h, T, L, d)
             for f in (self.queries, self.keys, self.values)
@@ -267,7 +297,9 @@ class NeuralMemory(BaseModule):
             initial = self.initial_memory(dtype)
             states = STATES[self.gradient](self.inner, initial, keys, values, rule)
             seen = slice(-1, None) if self.read == 'after' else slice(-1)
-            out = self.readout(tuple(m[:, :, seen] for m in states), queries)
+            initial = tuple(m.unsqueeze(1) for m in initial)  # (h, 1, d, d)
+            written = (m[:, :, seen] - m0 for m, m0 in zip(states, initial, strict=True))
+            out = self.readout(initial, tuple(written), queries)
         out = out.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)[:, : tokens.size(1)]
         return self.expand(out.to(tokens.dtype))
 
@@ -284,21 +316,14 @@ class NeuralMemory(BaseModule):
         return self.project(2, tokens, dtype)
 
     def project(self, part: int, tokens: Tensor, dtype: torch.dtype) -> Tensor:
-        # One map at a time: heads of a few channels are slow to walk through with gaps between.
-        weight, bias = (p.chunk(3)[part] for p in (self.qkv.weight, self.qkv.bias))
-        return linear(tokens, weight, bias).to(dtype).unflatten(-1, (self.num_heads, -1))
-
-    def inner_dtype(self, tokens: Tensor) -> torch.dtype:
-        """The inner step is a sum over thousands of tokens: in float32 at least."""
-        return torch.promote_types(tokens.dtype, torch.float32)
+        return self.qkv(tokens, part).to(dtype).unflatten(-1, (self.num_heads, -1))
 
     def write_rule(self, tokens: Tensor, real: Tensor | None) -> WriteRule:
         """Token weights and rates from ``tokens (B, T, L, C_m)`` and ``real (B, T, L)``.
 
         ``real`` is 1 for a real pixel and 0 for padding; ``None``: all are real.
         """
-        weight = self.write_logits.weight.to(self.inner_dtype(tokens))
-        logits = by_strips(lambda z: F.linear(z.to(weight.dtype), weight), tokens.flatten(1, 2))
+        logits = by_strips(self.write_logits, tokens.flatten(1, 2))
         logits = logits.transpose(1, 2).unflatten(2, tokens.shape[1:3])  # (B, h, T, L)
         if real is None:
             weights = logits.softmax(-1)
@@ -310,10 +335,8 @@ class NeuralMemory(BaseModule):
         rate = weights.new_zeros(weights.shape[:3])
         return WriteRule(weights, step=rate + 1, momentum=rate, decay=rate)
 
-    def readout(self, states: Weights, queries: Tensor) -> Tensor:
-        """What the image itself wrote: f(q; M) - f(q; M_0)."""
-        initial = tuple(m.unsqueeze(1) for m in self.initial_memory(queries.dtype))
-        written = tuple(m - m0 for m, m0 in zip(states, initial, strict=True))
+    def readout(self, initial: Weights, written: Weights, queries: Tensor) -> Tensor:
+        """What the image itself wrote: f(q; M_0 + written) - f(q; M_0)."""
         return self.inner.change(initial, written, queries)
 
     def initial_memory(self, dtype: torch.dtype) -> Weights:
@@ -364,7 +387,7 @@ class PublishedNeuralMemory(NeuralMemory):
         self.step = step
 
     def build_write_rule(self) -> None:
-        self.rates = nn.Linear(self.memory_dim, 3 * self.num_heads)
+        self.rates = ExactLinear(self.memory_dim, 3 * self.num_heads)
 
     def reset_write_rule(self) -> None:
         nn.init.normal_(self.rates.weight, std=0.02)
@@ -373,14 +396,14 @@ class PublishedNeuralMemory(NeuralMemory):
             theta.fill_(-4.0), eta.zero_(), alpha.fill_(-4.0)
 
     def write_rule(self, tokens: Tensor, real: Tensor) -> WriteRule:
-        tokens = tokens.to(self.inner_dtype(tokens))
+        tokens = tokens.to(inner_dtype(tokens))
         weights = real.unsqueeze(1).expand(-1, self.num_heads, -1, -1).to(tokens.dtype)
         mean = (tokens * real.unsqueeze(-1)).sum(2) / real.sum(2).clamp(min=1).unsqueeze(-1)
         # (B, T, 3 h) -> three of (B, h, T)
-        rates = F.linear(mean, *(p.to(mean.dtype) for p in (self.rates.weight, self.rates.bias)))
-        theta, eta, alpha = rates.sigmoid().transpose(1, 2).chunk(3, dim=1)
+        theta, eta, alpha = self.rates(mean).sigmoid().transpose(1, 2).chunk(3, dim=1)
         return WriteRule(weights, self.step * theta, eta, alpha)
 
-    def readout(self, states: Weights, queries: Tensor) -> Tensor:
+    def readout(self, initial: Weights, written: Weights, queries: Tensor) -> Tensor:
         """The memory as a whole: f(q; M)."""
-        return self.inner.apply(states, queries)
+        whole = tuple(m0 + m for m0, m in zip(initial, written, strict=True))
+        return self.inner.apply(whole, queries)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 STRIP = 8192  # positions; the widest hidden layer at stride 4 then takes 13 MB
 MIN_ROWS = 512  # with fewer, a convolution spends its time on reordering its weights
@@ -30,7 +30,7 @@ def strips(x: Tensor) -> tuple[Tensor, ...]:
     """Consecutive positions of ``x (B, N, C)``, few enough for the cache of a CPU."""
     if not runs_eagerly_on_cpu(x):
         return (x,)
-    return x.split(max(1, STRIP // x.size(0)), dim=1)
+    return x.split(max(1, STRIP // max(1, x.size(0))), dim=1)
 
 
 def by_strips(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -49,18 +49,22 @@ def by_strips(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return out
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W^T + b, ``(B, N, C) -> (B, N, C')``.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b, ``(..., C) -> (..., C')``.
 
     On a CPU as a 1x1 convolution of a channels_last map: oneDNN's kernel is up to a third faster
     in float32 than the BLAS that a matrix product calls.
     """
     eager = runs_eagerly_on_cpu(x) and x.dtype == torch.float32
-    if not eager or x.size(0) * x.size(1) < MIN_ROWS:
+    if not eager or x.numel() < MIN_ROWS * x.size(-1):
         return F.linear(x, weight, bias)
-    image = x.reshape(1, -1, 1, x.size(-1)).permute(0, 3, 1, 2)
-    out = F.conv2d(image, weight[:, :, None, None], bias)
-    return out.permute(0, 2, 3, 1).reshape(*x.shape[:2], -1)
+    out = F.conv2d(as_map(x), weight[:, :, None, None], bias)
+    return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+def as_map(x: Tensor) -> Tensor:
+    """The rows of ``x (..., C)`` as the pixels of one channels_last map, ``(1, C, N, 1)``."""
+    return x.reshape(1, -1, 1, x.size(-1)).permute(0, 3, 1, 2)
 
 
 class Linear(nn.Linear):
@@ -70,19 +74,41 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def recomputed(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, of which the backward pass is left x alone: what is cheap is computed again.
+class GELULinear(torch.autograd.Function):
+    """GELU(x) W^T + b, ``(B, N, C) -> (B, N, C')``, which keeps x for the backward pass only.
 
-    GELU's output is as wide as its input; without it a training step needs a quarter less memory.
-    A compiler chooses for itself what it keeps.
+    GELU(x), as wide as x, is computed again there: a training step needs a quarter less memory.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return function(x)
-    return checkpoint(function, x, use_reentrant=False, preserve_rng_state=False)
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        # Under autocast x and the parameters may be float32 while the product was in bfloat16.
+        dtype = gradient.dtype
+        rows, hidden = gradient.flatten(0, 1), F.gelu(x).flatten(0, 1).to(dtype)
+        into_hidden = linear(gradient, weight.mT.to(dtype), None).to(x.dtype)
+        into_weight = (rows.mT @ hidden).to(weight.dtype)
+        return torch.ops.aten.gelu_backward(into_hidden, x), into_weight, rows.sum(0)
 
 
-class GELU(nn.Module):
-    """x Phi(x); in place where no gradient needs x, because allocation takes longer on a CPU."""
+def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """``layer(GELU(x))``.
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+    Where no gradient is needed GELU overwrites x, because allocation takes longer on a CPU. A layer
+    that took the place of ours (an adapter, a quantised one) is called as it is.
+    """
+    if not torch.is_grad_enabled():
+        return layer(torch.ops.aten.gelu_(x))
+    if type(layer) is not Linear or torch.compiler.is_compiling():
+        return layer(F.gelu(x))
+    return GELULinear.apply(x, layer.weight, layer.bias)

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UsageError
 from ..weights import LoadReport
 from ..weights.report import compare
+from .backbone import resolve_out_indices
 from .loading import load_pretrained, split_init_cfg
 from .spatial_bias import NUM_BIASES, SpatialBiasMaps
 
@@ -91,7 +92,8 @@ class SpatialBiasResNet(ResNet):
         kwargs: As in ResNet: ``out_indices``, ``frozen_stages``, ``with_cp``, ``style``, ...
 
     Raises:
-        UsageError: For another depth, ``dcn``, ``plugins`` or a group norm; while loading, if the
+        UsageError: For another depth, stages that do not exist, ``dcn``, ``plugins`` or a group
+            norm; while loading, if the
             checkpoint holds no ResNet of this depth.
     """
 
@@ -115,6 +117,15 @@ class SpatialBiasResNet(ResNet):
             raise UsageError('SpatialBiasResNet takes no dcn and no plugins: leave them out')
         if norm_cfg['type'] == 'GN':
             raise UsageError('SpatialBiasResNet takes no group norm: set norm_cfg to BN or SyncBN')
+        stages = kwargs.get('num_stages', 4)
+        kwargs['out_indices'] = resolve_out_indices(
+            kwargs.get('out_indices', range(stages)), stages
+        )
+        if not -1 <= kwargs.get('frozen_stages', -1) <= stages:
+            raise UsageError(
+                f'frozen_stages={kwargs["frozen_stages"]}: '
+                f'choose -1 (none), 0 (stem) or 1 to {stages}'
+            )
         files, initial = split_init_cfg(init_cfg)
         super().__init__(
             depth,

@@ -68,10 +68,9 @@ def _write_rule(tap: MemoryTap) -> WriteRule:
 
 def projections(tap: MemoryTap) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v, each ``(h, N, d)``, q and k of unit length."""
-    heads = tap.memory.num_heads
-    qkv = tap.memory.qkv(tap.tokens).flatten(0, 1).unflatten(-1, (3, heads, -1))
-    queries, keys, values = _exact(qkv).permute(1, 2, 0, 3)
-    return *(F.normalize(x, dim=-1, eps=1e-6) for x in (queries, keys)), values
+    tokens, memory = tap.tokens.flatten(0, 1).unsqueeze(0), tap.memory
+    maps = (f(tokens, _exact(tokens).dtype) for f in (memory.queries, memory.keys, memory.values))
+    return tuple(x.squeeze(0).transpose(0, 1) for x in maps)
 
 
 @torch.no_grad()

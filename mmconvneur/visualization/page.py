@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..checkpoints import AtomicBackend
 from ..errors import UsageError
-from . import drawing
+from . import drawing, maps
 from .drawing import Scene
 from .receptive_field import ReceptiveField
 from .taps import Taps
@@ -46,8 +46,9 @@ def pictures(
         yield Picture(
             'gates',
             'Gates',
-            'How much of the local features passes at each place: sigmoid of the global cue, '
-            'neutral at 1/2. The mean over all channels, then the channels that vary most.',
+            'How much of the local features passes at each place: sigmoid of the global cue G, '
+            'neutral at 1/2; of the fusions add and concat G itself. The mean over all channels, '
+            'then the channels that vary most.',
             drawing.draw_gates(scene, taps.fusions),
         )
     if taps.memories:
@@ -83,18 +84,21 @@ def pictures(
 
 
 def _reads(scene: Scene, taps: Taps, pixels: Iterable[tuple[int, int]]) -> Iterator[Picture | str]:
-    for x, y in pixels:
+    readable = {}
+    for name, tap in taps.memories.items():
         try:
-            figure = drawing.draw_reads(scene, taps.memories, (x, y))
+            maps.read_weights(tap, 0, 0)
         except UsageError as error:
-            yield f'Read weights are not drawn: {error}.'
-            return
+            yield f'Read weights of {name} are not drawn: {error}.'
+        else:
+            readable[name] = tap
+    for x, y in pixels if readable else ():
         yield Picture(
             f'reads_{x}_{y}',
             f'Read weights of pixel ({x}, {y})',
             'The weight that each head of the memory gives to every place when the pixel at the '
             'cross reads: for the linear memory the write weight times query times key.',
-            figure,
+            drawing.draw_reads(scene, readable, (x, y)),
         )
 
 

@@ -91,18 +91,13 @@ def _listen_inside(
 ) -> Iterator[RemovableHandle]:
     """After each pass of ``module``: keep(all outputs of its part, *inputs of the module)."""
     heard = []
+    # A recomputation for the backward pass (with_cp) stops before the end of the module.
+    yield module.register_forward_pre_hook(lambda module, inputs: heard.clear())
     yield part.register_forward_hook(lambda part, inputs, output: heard.append(_first(output)))
     yield module.register_forward_hook(
-        lambda module, inputs, named, output: keep(_joined(heard), *inputs, **named),
+        lambda module, inputs, named, output: keep(torch.cat(heard), *inputs, **named),
         with_kwargs=True,
     )
-
-
-def _joined(strips: list[Tensor]) -> Tensor:
-    """What a part gave strip by strip in one pass; the list is empty for the next."""
-    whole = torch.cat(strips)
-    strips.clear()
-    return whole
 
 
 def _first(x: Tensor) -> Tensor:
