@@ -20,7 +20,7 @@ from .photographs import SPLITS
 from .scenes import STUFF_CLASSES, Scene, sample_scene
 from .things import THING_CLASSES
 
-MAKER = 'mmconvneur.sample_data 2'  # raise the number when the pictures change
+MAKER = 'mmconvneur.sample_data 3'  # raise the number when the pictures change
 SMALLEST = 64
 
 
