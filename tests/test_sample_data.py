@@ -105,6 +105,12 @@ def test_masks_boxes_and_semantics_agree(datasets, task):
             assert annotation['iscrowd'] == 0
         assert claimed.max() == 1
         stuff = range(len(things) + 1, len(things) + len(TASKS[task].stuff) + 1)
+        if task == 'legend':
+            for x, y, width, height in (mark['box'] for mark in record['marks']):
+                entry = semantic[y : y + height, x : x + width]
+                assert len(np.unique(entry)) == 1
+                assert entry[0, 0] in (range(1, 4) if split == 'train' else [255])
+                entry[:] = 0
         assert np.isin(semantic[claimed == 0], [0, *stuff]).all()
         assert 1 <= len(annotations) <= 7
 
@@ -244,6 +250,11 @@ def test_legend_is_readable_and_true(datasets):
         legend = read_legend(image)
         assert len(set(legend.values())) == len(legend) == len(record['marks'])
         sizes.add(len(legend))
+        if split == 'train':
+            semantic = read(datasets / 'legend', 'semantic', split, record)
+            for mark in record['marks']:
+                name = LEGEND_CLASSES[semantic[mark['box'][1], mark['box'][0]] - 1]
+                assert mark['name'].endswith(name)
         assert {m['name'] for m in record['marks']} == {f'{c} {g}' for c, g in legend.items()}
         for annotation in annotations:
             mask = coco.annToMask(annotation).astype(bool)

@@ -25,9 +25,8 @@ LEGEND_COLOURS = {
     'green': (40, 165, 55),
     'blue': (45, 70, 215),
     'yellow': (225, 205, 40),
-    'cyan': (40, 195, 205),
-    'magenta': (205, 60, 200),
 }
+IGNORED = 255  # semantic value of pixels that do not count
 DARK, LIGHT = 25, 235  # grey levels of a legend's marks
 REFERENCE = 128
 DISTANCE = 33  # from a thing to the nearest mark, see far_from_corners
@@ -204,8 +203,12 @@ def legend_scene(
     """Coloured things, and in one to three corners a legend: a colour patch, a mark at its right.
 
     The class of a thing is the mark that stands beside its own colour. Corners, colours and
-    pairing are drawn anew for each picture. `patch` is the side of a colour patch and of a mark,
-    `distance` the least one between things and legend, in the sense of `far_from_corners`.
+    pairing are drawn anew for each picture. In training the legend is labelled too, each entry with
+    its class: local convolutions can tell it, and so bind a colour to its mark before anything can
+    be looked up. In validation the legend does not count.
+
+    `patch` is the side of a colour patch and of a mark, `distance` the least one between things and
+    legend, in the sense of `far_from_corners`.
 
     Raises:
         UsageError: `distance` leaves no room for things.
@@ -216,6 +219,7 @@ def legend_scene(
     cutouts = _scatter(split, size, room, rng)
     plan = legend_plan(rng, len(cutouts))
     palette = np.float32(list(LEGEND_COLOURS.values()))
+    ground = np.zeros((size, size), np.uint8)
     light = rng.uniform(0, 2 * np.pi)
     for cutout, entry in zip(cutouts, plan.entries, strict=True):
         relief, used = _relief(cutout, split, rng)
@@ -227,8 +231,8 @@ def legend_scene(
         x, y = _corner_box(corner, size, 2 * side, side, rng)
         canvas[y : y + side, x : x + side] = palette[colour]
         canvas[y : y + side, x + side : x + 2 * side] = _mark(LEGEND_CLASSES[label], side)
+        ground[y : y + side, x : x + 2 * side] = label + 1 if split == 'train' else IGNORED
         name = f'{list(LEGEND_COLOURS)[colour]} {LEGEND_CLASSES[label]}'
         marks.append(dict(name=name, box=[x, y, 2 * side, side]))
-    ground = np.zeros((size, size), np.uint8)
     owner, labels = owner_map(cutouts, size), [int(plan.classes[i]) for i in plan.entries]
     return Scene(finish(canvas, rng), owner, labels, ground, sources, marks)
