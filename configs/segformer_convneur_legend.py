@@ -3,15 +3,11 @@
 # Command:  python tools/train.py configs/segformer_convneur_legend.py
 #           (every global branch with three seeds: python tools/compare_mixers.py --tasks legend)
 # Hardware: one CPU core.
-# Result:   not trained yet
-_base_ = 'segformer_convneur_cue.py'
-dataset = dict(
-    data_root='data/legend',
-    metainfo=dict(
-        classes=('background', 'dark', 'light', 'stripes'),
-        palette=[[0, 0, 0], [40, 40, 40], [235, 235, 235], [150, 90, 200]],
-    ),
-)
-train_dataloader = dict(dataset=dataset)
-val_dataloader = dict(dataset=dataset)
-test_dataloader = val_dataloader
+# Result:   not trained yet; short trials in docs/global_context.md
+_base_ = [
+    '_base_/models/cue_convneur.py',
+    '_base_/datasets/legend.py',
+    '_base_/schedules/legend.py',
+    '_base_/runtimes/segmentation.py',
+]
+default_hooks = dict(checkpoint=dict(interval=2000))

@@ -83,7 +83,7 @@ class Run(NamedTuple):
         cfg.model.backbone.update(ROWS[self.row])
         cfg.optim_wrapper.optimizer.lr = self.rate
         cfg.randomness = dict(seed=self.seed)
-        cfg.default_hooks.checkpoint = dict(interval=-1, save_last=False)
+        cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
         if iterations:
             cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
         return cfg

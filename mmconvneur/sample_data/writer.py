@@ -38,7 +38,7 @@ class Task(NamedTuple):
 TASKS = {
     'sample': Task(sample_scene, THING_CLASSES, STUFF_CLASSES, 750, 100, 192),
     'cue': Task(cue_scene, CUE_CLASSES, (), 3000, 300, 128),
-    'legend': Task(legend_scene, LEGEND_CLASSES, (), 3000, 300, 128),
+    'legend': Task(legend_scene, LEGEND_CLASSES, (), 6000, 300, 128),
 }
 
 
