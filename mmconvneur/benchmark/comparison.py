@@ -123,6 +123,9 @@ def plot_costs(results: list[dict], found: dict[str, dict], path: Path) -> None:
         axes.errorbar(*point, error, marker='o', capsize=3)
         axes.annotate(row, point, (5, 3), textcoords='offset points', fontsize=8)
     axes.set(xscale='log', ylabel='mIoU, mean and range of the seeds')
+    axes.margins(x=0.2)
+    axes.xaxis.set_minor_formatter('{x:g}')
+    axes.xaxis.set_major_formatter('{x:g}')
     axes.set_xlabel('G MACs of the backbone at {}x{}'.format(*DETECTOR))
     save(figure, path)
 
