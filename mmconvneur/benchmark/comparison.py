@@ -124,6 +124,7 @@ def plot_costs(results: list[dict], found: dict[str, dict], path: Path) -> None:
         axes.annotate(row, point, (5, 3), textcoords='offset points', fontsize=8)
     axes.set(xscale='log', ylabel='mIoU, mean and range of the seeds')
     axes.margins(x=0.2)
+    axes.tick_params('x', which='minor', labelsize=6)
     axes.xaxis.set_minor_formatter('{x:g}')
     axes.xaxis.set_major_formatter('{x:g}')
     axes.set_xlabel('G MACs of the backbone at {}x{}'.format(*DETECTOR))
