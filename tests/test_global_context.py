@@ -1,15 +1,22 @@
-"""The network of the task cue cannot see a mark from a thing through its convolutions."""
+"""The networks of cue and legend cannot see a mark from a thing through their convolutions; the
+tables of the study say what its runs say.
+"""
 
+import statistics
+
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mmconvneur.benchmark import comparison
+
 SIZE, STRIDE, NEAREST_MARK = 128, 8, 33
 
 
-def gradient_maps(global_mixer: dict | None) -> dict[int, torch.Tensor]:
+def gradient_maps(task: str, global_mixer: dict | None) -> dict[int, torch.Tensor]:
     """|d logits of pixel (p, p) / d image| for the pixels of one cell of the coarsest map."""
-    cfg = Config.fromfile('configs/segformer_convneur_cue.py')
+    cfg = Config.fromfile(f'configs/segformer_convneur_{task}.py')
     cfg.model.backbone.global_mixer = global_mixer
     init_default_scope('mmseg')
     torch.manual_seed(0)
@@ -32,8 +39,28 @@ def distance_from(p: int) -> torch.Tensor:
     return torch.maximum(offset[:, None], offset)
 
 
-def test_convolutions_see_less_far_than_the_mark():
-    reach = max(distance_from(p)[g > 0].max() for p, g in gradient_maps(None).items())
-    assert 20 < reach < NEAREST_MARK
-    for gradient in gradient_maps(dict(type='NeuralMemory')).values():
+@pytest.mark.parametrize('task', ['cue', 'legend'])
+def test_convolutions_see_less_far_than_the_mark(task):
+    maps = gradient_maps(task, None)
+    assert 20 < max(distance_from(p)[g > 0].max() for p, g in maps.items()) < NEAREST_MARK
+    for gradient in gradient_maps(task, dict(type='NeuralMemory')).values():
         assert (gradient > 0).all()
+
+
+def run(row: str, rate: float, seed: int, *scores: float) -> dict:
+    scores = [(100 * (i + 1), score) for i, score in enumerate(scores)]
+    return dict(row=row, rate=rate, seed=seed, scores=scores, cpu_minutes=2.0)
+
+
+def test_best_rate_is_that_of_the_last_score_of_the_first_seed():
+    runs = [run('a', 0.1, 0, 90, 30), run('a', 0.2, 0, 10, 50), run('a', 0.4, 0, 20, 40)]
+    others = [run('a', 0.2, 1, 5, 60), run('a', 0.2, 2, 5, 85)]
+    assert comparison.best_rate(runs + others) == 0.2
+    assert [r['seed'] for r in comparison.at_best(runs + others)] == [0, 1, 2]
+    head, _, line = comparison.accuracy_table(runs + others).splitlines()
+    assert head.count('seed') == 5
+    mean, deviation = statistics.mean((50, 60, 85)), statistics.stdev((50, 60, 85))
+    assert line == (
+        f'| a | 30.0 | 50.0 | 40.0 | 0.2 | 60.0 | 85.0 | **{mean:.1f}** ± {deviation:.1f} | 60.0 '
+        '| 2.0 |'
+    )

@@ -105,6 +105,12 @@ def test_masks_boxes_and_semantics_agree(datasets, task):
             assert annotation['iscrowd'] == 0
         assert claimed.max() == 1
         stuff = range(len(things) + 1, len(things) + len(TASKS[task].stuff) + 1)
+        if task == 'legend':
+            for x, y, width, height in (mark['box'] for mark in record['marks']):
+                entry = semantic[y : y + height, x : x + width]
+                assert len(np.unique(entry)) == 1
+                assert entry[0, 0] in (range(1, 4) if split == 'train' else [255])
+                entry[:] = 0
         assert np.isin(semantic[claimed == 0], [0, *stuff]).all()
         assert 1 <= len(annotations) <= 7
 
@@ -218,42 +224,44 @@ def colour_name(rgb):
     }[on]  # fmt: skip
 
 
-def glyph_name(square):
-    """From whether there is ink in the middle and above the middle."""
-    side = len(square)
-    ink = square.mean(-1) < 120
-    middle = ink[side // 2 - 1 : side // 2 + 1, side // 2 - 1 : side // 2 + 1].mean() > 0.5
-    above = ink[round(side * 0.24) : round(side * 0.32), side // 2 - 1 : side // 2 + 1].mean() > 0.5
-    return {(True, True): 'disc', (True, False): 'cross', (False, True): 'stripes'}[middle, above]
+def mark_name(square):
+    """From the share of ink, without the blurred edges."""
+    ink = (square[1:-1, 1:-1].mean(-1) < 130).mean()
+    return 'dark' if ink > 0.9 else 'light' if ink < 0.1 else 'stripes'
 
 
 def read_legend(image):
-    """{colour: glyph} from the pixels of the corners."""
+    """{colour: mark} from the pixels of the corners."""
     pairs = {}
     for corner in corners(image, 26, 14):
         y, x = np.nonzero(saturation(corner) > 80)
         if len(x) > 100:
             x0, y0 = round(np.median(x) - 5.5), round(np.median(y) - 5.5)
             patch = corner[y0 : y0 + 12, x0 : x0 + 12]
-            pairs[colour_name(patch.mean((0, 1)))] = glyph_name(
-                corner[y0 : y0 + 12, x0 + 12 : x0 + 24]
-            )
+            mark = corner[y0 : y0 + 12, x0 + 12 : x0 + 24]
+            pairs[colour_name(patch.mean((0, 1)))] = mark_name(mark)
     return pairs
 
 
 def test_legend_is_readable_and_true(datasets):
-    classes = set()
+    classes, sizes = set(), set()
     for split, coco, record, annotations in records(datasets, 'legend'):
         image = read(datasets / 'legend', 'images', split, record)
         legend = read_legend(image)
-        assert sorted(legend.values()) == sorted(LEGEND_CLASSES)
+        assert len(set(legend.values())) == len(legend) == len(record['marks'])
+        sizes.add(len(legend))
+        if split == 'train':
+            semantic = read(datasets / 'legend', 'semantic', split, record)
+            for mark in record['marks']:
+                name = LEGEND_CLASSES[semantic[mark['box'][1], mark['box'][0]] - 1]
+                assert mark['name'].endswith(name)
         assert {m['name'] for m in record['marks']} == {f'{c} {g}' for c, g in legend.items()}
         for annotation in annotations:
             mask = coco.annToMask(annotation).astype(bool)
-            glyph = legend[colour_name(image[mask].mean(0))]
-            assert LEGEND_CLASSES[annotation['category_id'] - 1] == glyph
-            classes.add(glyph)
-    assert classes == set(LEGEND_CLASSES)
+            mark = legend[colour_name(image[mask].mean(0))]
+            assert LEGEND_CLASSES[annotation['category_id'] - 1] == mark
+            classes.add(mark)
+    assert classes == set(LEGEND_CLASSES) and sizes == {1, 2, 3}
 
 
 def independent(*columns):
@@ -269,7 +277,7 @@ def test_legend_has_no_shortcut():
     for index in range(2000):
         plan = legend_plan(np.random.default_rng([3, 0, index]), 3)
         entry = plan.entries[0]
-        rows.append((plan.glyphs[entry], plan.colours[entry], plan.corners[entry], entry))
+        rows.append((plan.classes[entry], plan.colours[entry], plan.corners[entry], entry))
     classes, colours, places, entries = np.transpose(rows)
     assert chisquare(np.bincount(classes)).pvalue > 0.001
     assert chisquare(np.bincount(colours)).pvalue > 0.001

@@ -1,138 +1,221 @@
-"""Trains one small network with each global branch on the task cue: python tools/compare_mixers.py
+"""Trains one small network with each global branch: python tools/compare_mixers.py --out docs
 
-Same data, budget and seeds for every branch; one process and one thread per run. Finished runs are
-kept, so an interrupted comparison continues. Writes the table and the plot that docs/ shows.
+Same data, budget, learning rates and seeds for every row: the first seed takes every rate, the
+other seeds take the row's best. One process and one thread per run; finished runs are kept, so an
+interrupted study continues. Writes OUT/global_branches.md and its pictures.
 """
 
 from __future__ import annotations
 
+from mmconvneur import environment
+
+environment.exit_unless_good()  # before the imports below can fail
+
 import argparse
+import hashlib
 import json
 import os
-import platform
-import statistics
+import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from mmengine.config import Config
-from rich.progress import Progress
+from rich.progress import Progress, TimeElapsedColumn
+
+from mmconvneur.benchmark import comparison, report
+from mmconvneur.cli import one_line_errors
+from mmconvneur.errors import UsageError, check_choice
+from mmconvneur.sample_data import make_dataset
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / 'configs' / 'segformer_convneur_cue.py'
-BRANCHES = {
-    'none': None,
-    'NeuralMemory (default)': dict(type='NeuralMemory'),
-    "PublishedNeuralMemory (chunk_size=196, read='before')": dict(
-        type='PublishedNeuralMemory', chunk_size=196
-    ),
+FACTORS = (0.5, 1.0, 2.0)  # of the config's learning rate
+
+
+def mixer(name: str, **options) -> dict:
+    return dict(global_mixer=dict(type=name, **options))
+
+
+def narrow_or_wide(*memory_dims: int) -> dict:
+    return dict(global_mixer=[dict(type='NeuralMemory', memory_dim=d) for d in memory_dims])
+
+
+ROWS = {  # options of the backbone
+    'none': dict(global_mixer=None),
+    'NeuralMemory (default)': mixer('NeuralMemory'),
+    'GLMix': mixer('GLMix'),
+    'SpatialBias': mixer('SpatialBias'),
+    'SelfAttention': mixer('SelfAttention'),
+    'PublishedNeuralMemory': mixer('PublishedNeuralMemory'),
+    'GLMix, learned slots': mixer('GLMix', slots='learned'),
+    'NonLocal': mixer('NonLocal'),
+    'CBAM': mixer('CBAM'),
+    'read before, chunks of 196': mixer('NeuralMemory', chunk_size=196, read='before'),
+    'inner model two_layer': mixer('NeuralMemory', inner_model='two_layer'),
+    'inner model gated': mixer('NeuralMemory', inner_model='gated'),
+    'fusion add': mixer('NeuralMemory') | dict(fusion='add'),
+    'fusion concat': mixer('NeuralMemory') | dict(fusion='concat'),
+    'placement block': mixer('NeuralMemory') | dict(placement='block'),
+    'placement stage 1 alone': mixer('NeuralMemory') | dict(placement=[0]),
+    'placement stage 2 alone': mixer('NeuralMemory') | dict(placement=[1]),
+    'C_m halved': narrow_or_wide(12, 24),
+    'C_m doubled': narrow_or_wide(48, 96),
 }
-RESULT = 'result.json'
+TASKS = {  # config and rows
+    'cue': ('segformer_convneur_cue', list(ROWS)),
+    'legend': ('segformer_convneur_legend', list(ROWS)),
+    'sample': ('upernet_convneur_m1_sample', list(ROWS)[:5]),
+}
 
 
-def train(branch: str, seed: int, root: Path, iterations: int | None) -> dict:
-    """Train one network in a process of its own; a finished run is read back.
+class Run(NamedTuple):
+    task: str
+    row: str
+    rate: float
+    seed: int
 
-    Returns the foreground mIoU after every validation and the CPU minutes of the process.
-    """
-    work_dir = root / ''.join(c if c.isalnum() else '_' for c in branch) / f'seed_{seed}'
-    result = work_dir / RESULT
-    if not result.is_file():
-        work_dir.mkdir(parents=True, exist_ok=True)
-        cfg = Config.fromfile(CONFIG)
-        cfg.model.backbone.global_mixer = BRANCHES[branch]
-        cfg.randomness = dict(seed=seed)
+    def config(self, iterations: int | None) -> Config:
+        cfg = load(self.task)
+        cfg.model.backbone.update(ROWS[self.row])
+        cfg.optim_wrapper.optimizer.lr = self.rate
+        cfg.randomness = dict(seed=self.seed)
+        cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
         if iterations:
             cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
-        cfg.dump(work_dir / 'config.py')
-        command = [sys.executable, str(ROOT / 'tools' / 'train.py'), str(work_dir / 'config.py')]
-        with open(work_dir / 'output.log', 'w') as log:
-            process = subprocess.Popen(
-                [*command, '--work-dir', str(work_dir)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env=os.environ | dict(OMP_NUM_THREADS='1'),
-            )
-            _, status, usage = os.wait4(process.pid, 0)
-        if status:
-            sys.exit(f'error: {branch}, seed {seed} failed: see {work_dir / "output.log"}')
-        scalars = max(work_dir.glob('*/vis_data/scalars.json')).read_text().splitlines()
-        scores = [(e['step'], e['mIoU']) for e in map(json.loads, scalars) if 'mIoU' in e]
-        minutes = (usage.ru_utime + usage.ru_stime) / 60
-        partial = result.with_suffix('.partial')
-        partial.write_text(
-            json.dumps(dict(branch=branch, seed=seed, scores=scores, cpu_minutes=minutes))
+        return cfg
+
+    def folder(self, root: Path) -> Path:
+        name = ''.join(c if c.isalnum() else '_' for c in self.row)
+        return root / self.task / f'{name}_rate_{self.rate:g}_seed_{self.seed}'
+
+
+def load(task: str) -> Config:
+    return Config.fromfile(ROOT / 'configs' / f'{TASKS[task][0]}.py')
+
+
+def rates(task: str) -> list[float]:
+    return [factor * load(task).optim_wrapper.optimizer.lr for factor in FACTORS]
+
+
+def train(run: Run, root: Path, iterations: int | None) -> dict:
+    """Train one network in a process of its own; a finished run of the same config is read back."""
+    cfg = run.config(iterations)
+    text = json.dumps(cfg.to_dict(), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = run.folder(root)
+    result = folder.with_name(f'{folder.name}.json')
+    if result.is_file() and json.loads(result.read_text())['config'] == digest:
+        return json.loads(result.read_text())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    cfg.dump(folder / 'config.py')
+    command = [sys.executable, 'tools/train.py', folder / 'config.py', '--work-dir', folder]
+    env = os.environ | dict(OMP_NUM_THREADS='1')
+    with open(folder / 'output.log', 'w') as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise UsageError(f'{" ".join(map(str, run))} failed: see {folder / "output.log"}')
+    (scalars,) = folder.glob('*/vis_data/scalars.json')
+    entries = map(json.loads, scalars.read_text().splitlines())
+    found = dict(
+        **run._asdict(),
+        config=digest,
+        models=report.fingerprint(),
+        scores=[(e['step'], e['mIoU']) for e in entries if 'mIoU' in e],
+        cpu_minutes=(usage.ru_utime + usage.ru_stime) / 60,
+    )
+    report.write(result, json.dumps(found))
+    shutil.rmtree(folder)
+    return found
+
+
+def study(args: argparse.Namespace, rows: dict[str, list[str]]) -> dict[str, list[dict]]:
+    """The results of each task: every rate with the first seed, then the best with the others."""
+    first, *others = args.seeds
+    columns = *Progress.get_default_columns(), TimeElapsedColumn()
+    with (
+        Progress(*columns, speed_estimate_period=1e9) as progress,
+        ThreadPoolExecutor(args.jobs) as pool,
+    ):
+        total = sum(map(len, rows.values())) * (len(FACTORS) + len(others))
+        bar = progress.add_task('runs', total=total)
+
+        def results(runs: list[Run]) -> dict[str, list[dict]]:
+            found = {task: [] for task in rows}
+            for result in pool.map(lambda run: train(run, args.work_dir, args.iterations), runs):
+                found[result['task']].append(result)
+                progress.advance(bar)
+            return found
+
+        grid = results(
+            [Run(t, row, rate, first) for t in rows for row in rows[t] for rate in rates(t)]
         )
-        os.replace(partial, result)
-    return json.loads(result.read_text())
+        best = {
+            (task, row): comparison.best_rate(runs)
+            for task in rows
+            for row, runs in comparison.by_row(grid[task]).items()
+        }
+        more = results([Run(*pair, best[pair], seed) for seed in others for pair in best])
+        return {task: grid[task] + more[task] for task in rows}
 
 
-def table(results: list[dict]) -> str:
-    """Foreground mIoU of every seed and their median, as Markdown."""
-    seeds = sorted({r['seed'] for r in results})
-    lines = [
-        '| global branch | ' + ' | '.join(f'seed {s}' for s in seeds) + ' | median | CPU min |',
-        '|---' * (len(seeds) + 3) + '|',
-    ]
-    for branch in BRANCHES:
-        runs = {r['seed']: r for r in results if r['branch'] == branch}
-        final = [runs[s]['scores'][-1][1] for s in seeds]
-        minutes = max(run['cpu_minutes'] for run in runs.values())
-        cells = [f'{score:.1f}' for score in final] + [f'**{statistics.median(final):.1f}**']
-        lines.append(f'| {branch} | ' + ' | '.join(cells) + f' | {minutes:.1f} |')
-    return '\n'.join(lines)
+def section(task: str, results: list[dict], out: Path) -> str:
+    """Tables of one task; its pictures go to OUT/images."""
+    cfg = load(task)
+    size = cfg.model.data_preprocessor.size
+    backbones = {
+        row: cfg.model.backbone | ROWS[row] for row in dict.fromkeys(r['row'] for r in results)
+    }
+    found = comparison.costs(backbones, size, cfg.train_dataloader.batch_size)
+    images = {what: f'images/global_branches_{task}_{what}.png' for what in ('costs', 'curves')}
+    comparison.plot_costs(results, found, out / images['costs'])
+    comparison.plot_curves(results, out / images['curves'])
+    return '\n\n'.join(
+        [f'## {task}', comparison.accuracy_table(results), comparison.cost_table(found, size)]
+        + [f'![{task}: {what}]({image})' for what, image in images.items()]
+    )
 
 
-def plot(results: list[dict], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout='constrained')
-    for color, branch in zip(plt.cm.tab10.colors, BRANCHES, strict=False):
-        for run in (r for r in results if r['branch'] == branch):
-            label = branch if run['seed'] == results[0]['seed'] else None
-            axes.plot(*zip(*run['scores'], strict=True), color=color, marker='.', label=label)
-    axes.set(xlabel='iteration', ylabel='foreground mIoU, validation', ylim=(0, 100))
-    figure.legend(loc='outside upper center', ncols=2, frameon=False)
-    axes.spines[['top', 'right']].set_visible(False)
-    figure.savefig(path, dpi=120)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0].split(':')[0])
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
+    parser.add_argument('--tasks', nargs='+', default=['cue', 'legend'], help=', '.join(TASKS))
+    parser.add_argument('--rows', nargs='+', default=[], help=', '.join(ROWS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at a time')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'compare_mixers')
-    parser.add_argument('--out', type=Path, help='folder of table and plot, WORK_DIR by default')
+    parser.add_argument('--out', type=Path, help='folder of the page, WORK_DIR by default')
     parser.add_argument('--iterations', type=int, help='other than the config says, for a trial')
     args = parser.parse_args()
-    data = [sys.executable, str(ROOT / 'tools' / 'make_sample_data.py'), '--task', 'cue']
-    subprocess.run(data, cwd=ROOT, check=True)
-    runs = [(branch, seed) for seed in args.seeds for branch in BRANCHES]
-    with Progress() as progress, ThreadPoolExecutor(args.jobs) as pool:
-        bar = progress.add_task('runs', total=len(runs))
+    for what, chosen, known in ('task', args.tasks, TASKS), ('row', args.rows, ROWS):
+        for name in chosen:
+            check_choice(what, name, known)
+    return args
 
-        def run(what: tuple[str, int]) -> dict:
-            result = train(*what, args.work_dir, args.iterations)
-            progress.advance(bar)
-            return result
 
-        results = list(pool.map(run, runs))
-    out = args.out or args.work_dir
-    out.mkdir(parents=True, exist_ok=True)
-    import torch
-
-    command = ' '.join(['python', 'tools/compare_mixers.py', '--seeds', *map(str, args.seeds)])
-    (out / 'cue.md').write_text(
-        f'{table(results)}\n\n`{command}`, {platform.machine()} CPU, one thread per run, '
-        f'torch {torch.__version__}. Last column: CPU minutes of the longest run.\n'
+@one_line_errors
+def main() -> None:
+    args = parse()
+    args.work_dir, out = args.work_dir.resolve(), args.out or args.work_dir
+    rows = {task: args.rows or TASKS[task][1] for task in args.tasks}
+    for task in args.tasks:
+        make_dataset(task, ROOT / 'data' / task)
+    results = study(args, rows)
+    torch.set_num_threads(1)
+    parts = [section(task, results[task], out) for task in args.tasks]
+    models = {r['models'] for found in results.values() for r in found}
+    facts = report.environment(torch.device('cpu')) | dict(models=' '.join(sorted(models)))
+    page = '# Global branches, compared\n\n{}\n\n`python {}`\n\n{}\n'.format(
+        '\n\n'.join(parts),
+        shlex.join(sys.argv),
+        ', '.join(f'{key} {value}' for key, value in facts.items()),
     )
-    plot(results, out / 'cue.png')
-    print((out / 'cue.md').read_text())
+    report.write(out / 'global_branches.md', page)
+    print(page)
 
 
 if __name__ == '__main__':

@@ -19,15 +19,15 @@ from .things import Cutout, compose, cut, owner_map
 
 CUE_CLASSES = ('red', 'green', 'blue')
 CUE_COLOURS = ((205, 45, 40), (40, 175, 55), (45, 70, 215))  # RGB, in the order of CUE_CLASSES
-LEGEND_CLASSES = ('disc', 'cross', 'stripes')
+LEGEND_CLASSES = ('dark', 'light', 'stripes')
 LEGEND_COLOURS = {
     'red': (205, 45, 40),
     'green': (40, 165, 55),
     'blue': (45, 70, 215),
     'yellow': (225, 205, 40),
-    'cyan': (40, 195, 205),
-    'magenta': (205, 60, 200),
 }
+IGNORED = 255  # semantic value of pixels that do not count
+DARK, LIGHT = 25, 235  # grey levels of a legend's marks
 REFERENCE = 128
 DISTANCE = 33  # from a thing to the nearest mark, see far_from_corners
 SLACK = 2  # a mark lies up to this far from the two edges of its corner
@@ -159,53 +159,56 @@ def cue_scene(
 
 
 class LegendPlan(NamedTuple):
-    """Entry i of a legend says: in `corners[i]`, `colours[i]` means class `glyphs[i]`.
+    """Entry i of a legend says: in `corners[i]`, `colours[i]` means class `classes[i]`.
 
-    Thing i has the colour and the class of entry `entries[i]`.
+    Thing i has the colour and the class of entry `entries[i]`. No two entries share a corner, a
+    colour or a class.
     """
 
-    corners: np.ndarray  # three of 0..3
-    colours: np.ndarray  # three of LEGEND_COLOURS, as indices
-    glyphs: np.ndarray  # a permutation of the classes
+    corners: np.ndarray  # one to three of 0..3
+    colours: np.ndarray  # as many of LEGEND_COLOURS, as indices
+    classes: np.ndarray  # as many of LEGEND_CLASSES, as indices
     entries: np.ndarray
 
 
 def legend_plan(rng: np.random.Generator, things: int) -> LegendPlan:
-    """Everything that a legend scene's classes depend on."""
-    count = len(LEGEND_CLASSES)
+    """Everything that a legend scene's classes depend on.
+
+    A legend of one entry can be read without looking up, so that a network finds out step by step;
+    of two or three entries, knowing which classes there are leaves a guess among them.
+    """
+    count = int(rng.integers(1, len(LEGEND_CLASSES) + 1))
     return LegendPlan(
         rng.permutation(4)[:count],
         rng.permutation(len(LEGEND_COLOURS))[:count],
-        rng.permutation(count),
+        rng.permutation(len(LEGEND_CLASSES))[:count],
         rng.integers(0, count, things),
     )
 
 
-def _glyph(name: str, side: int) -> np.ndarray:
-    """A dark glyph on a light square, (side, side, 1) in 0..255."""
-    big = side * 8
-    ink = np.zeros((big, big), np.float32)
-    if name == 'disc':
-        cv2.circle(ink, (big // 2, big // 2), round(big * 0.36), 1, -1)
-    elif name == 'cross':
-        near, far, stroke = round(big * 0.2), round(big * 0.8), round(big * 0.18)
-        cv2.line(ink, (near, near), (far, far), 1, stroke)
-        cv2.line(ink, (near, far), (far, near), 1, stroke)
-    else:
-        for top in (0.16, 0.62):
-            ink[round(big * top) : round(big * (top + 0.22)), round(big * 0.1) : -big // 10] = 1
-    ink = cv2.resize(ink, (side, side), interpolation=cv2.INTER_AREA)
-    return (235 - 210 * ink)[..., None]
+def _mark(name: str, side: int) -> np.ndarray:
+    """A square of one grey, or of four dark stripes on light, (side, side, 1) in 0..255.
+
+    Told by any few pixels of it, so that a token at its border with the colour patch holds both.
+    """
+    mark = np.full((side, side, 1), DARK if name == 'dark' else LIGHT, np.float32)
+    if name == 'stripes':
+        mark[np.arange(side) * 8 // side % 2 == 1] = DARK
+    return mark
 
 
 def legend_scene(
     split: str, size: int, rng: np.random.Generator, patch: float = 12, distance: float = DISTANCE
 ) -> Scene:
-    """Coloured things, and in three corners a legend: a colour patch with a glyph at its right.
+    """Coloured things, and in one to three corners a legend: a colour patch, a mark at its right.
 
-    The class of a thing is the glyph that stands beside its own colour. Corners, colours and
-    pairing are drawn anew for each picture. `patch` is the side of a colour patch and of a glyph,
-    `distance` the least one between things and legend, in the sense of `far_from_corners`.
+    The class of a thing is the mark that stands beside its own colour. Corners, colours and
+    pairing are drawn anew for each picture. In training the legend is labelled too, each entry with
+    its class: local convolutions can tell it, and so bind a colour to its mark before anything can
+    be looked up. In validation the legend does not count.
+
+    `patch` is the side of a colour patch and of a mark, `distance` the least one between things and
+    legend, in the sense of `far_from_corners`.
 
     Raises:
         UsageError: `distance` leaves no room for things.
@@ -216,6 +219,7 @@ def legend_scene(
     cutouts = _scatter(split, size, room, rng)
     plan = legend_plan(rng, len(cutouts))
     palette = np.float32(list(LEGEND_COLOURS.values()))
+    ground = np.zeros((size, size), np.uint8)
     light = rng.uniform(0, 2 * np.pi)
     for cutout, entry in zip(cutouts, plan.entries, strict=True):
         relief, used = _relief(cutout, split, rng)
@@ -223,12 +227,12 @@ def legend_scene(
         compose(canvas, cutout, colour * (1 + 0.15 * relief), light)
         sources += used
     marks = []
-    for corner, colour, glyph in zip(plan.corners, plan.colours, plan.glyphs, strict=True):
+    for corner, colour, label in zip(plan.corners, plan.colours, plan.classes, strict=True):
         x, y = _corner_box(corner, size, 2 * side, side, rng)
         canvas[y : y + side, x : x + side] = palette[colour]
-        canvas[y : y + side, x + side : x + 2 * side] = _glyph(LEGEND_CLASSES[glyph], side)
-        name = f'{list(LEGEND_COLOURS)[colour]} {LEGEND_CLASSES[glyph]}'
+        canvas[y : y + side, x + side : x + 2 * side] = _mark(LEGEND_CLASSES[label], side)
+        ground[y : y + side, x : x + 2 * side] = label + 1 if split == 'train' else IGNORED
+        name = f'{list(LEGEND_COLOURS)[colour]} {LEGEND_CLASSES[label]}'
         marks.append(dict(name=name, box=[x, y, 2 * side, side]))
-    ground = np.zeros((size, size), np.uint8)
-    owner, labels = owner_map(cutouts, size), [int(plan.glyphs[i]) for i in plan.entries]
+    owner, labels = owner_map(cutouts, size), [int(plan.classes[i]) for i in plan.entries]
     return Scene(finish(canvas, rng), owner, labels, ground, sources, marks)

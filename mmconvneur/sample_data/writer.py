@@ -20,7 +20,7 @@ from .photographs import SPLITS
 from .scenes import STUFF_CLASSES, Scene, sample_scene
 from .things import THING_CLASSES
 
-MAKER = 'mmconvneur.sample_data 2'  # raise the number when the pictures change
+MAKER = 'mmconvneur.sample_data 3'  # raise the number when the pictures change
 SMALLEST = 64
 
 
@@ -38,7 +38,7 @@ class Task(NamedTuple):
 TASKS = {
     'sample': Task(sample_scene, THING_CLASSES, STUFF_CLASSES, 750, 100, 192),
     'cue': Task(cue_scene, CUE_CLASSES, (), 3000, 300, 128),
-    'legend': Task(legend_scene, LEGEND_CLASSES, (), 3000, 300, 128),
+    'legend': Task(legend_scene, LEGEND_CLASSES, (), 6000, 300, 128),
 }
 
 

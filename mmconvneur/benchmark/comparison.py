@@ -1,0 +1,166 @@
+"""Tables and plots of a comparison of global branches: what each learned, and what it costs.
+
+A result is the record of one training run: ``row`` (the branch's label), ``rate`` (of learning),
+``seed``, ``scores`` (pairs of iteration and mIoU) and ``cpu_minutes``. The first seed was trained
+with every rate, the others with the best one of their row.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from pathlib import Path
+
+import torch
+from mmengine.config import ConfigDict
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .backbones import build
+from .cases import Case, Contestant, make_step, run_case
+from .measure import count_macs
+from .report import spread
+
+DETECTOR = (800, 1280)  # pixels
+ROUNDS = 5
+
+
+def final(result: dict) -> float:
+    return result['scores'][-1][1]
+
+
+def by_row(results: list[dict]) -> dict[str, list[dict]]:
+    rows = {}
+    for result in results:
+        rows.setdefault(result['row'], []).append(result)
+    return rows
+
+
+def best_rate(runs: list[dict]) -> float:
+    """The rate at which the first seed of a row came farthest."""
+    return max((r for r in runs if r['seed'] == runs[0]['seed']), key=final)['rate']
+
+
+def at_best(runs: list[dict]) -> list[dict]:
+    """One run per seed."""
+    return [r for r in runs if r['rate'] == best_rate(runs)]
+
+
+def costs(
+    backbones: dict[str, ConfigDict], size: tuple[int, int], batch_size: int
+) -> dict[str, dict]:
+    """Per row: training step at a size in pixels, and MACs of a forward pass there and at DETECTOR.
+
+    MACs are counted without computing, so that they are known also where memory would not do.
+    """
+    backbones = {row: backbone.to_dict() for row, backbone in backbones.items()}
+    contestants = [Contestant(row, b, 'contiguous', 'eager') for row, b in backbones.items()]
+    case = Case(*size, batch_size, 'float32', 'train')
+    cpu = torch.device('cpu')
+    found = {
+        entry['backbone']: entry
+        for entry in run_case(case, contestants, contestants[0].label, ROUNDS, cpu)
+    }
+    for row, backbone in backbones.items():
+        model = build(backbone).eval().requires_grad_(False)
+        for name, (height, width) in dict(own=size, detector=DETECTOR).items():
+            with FakeTensorMode(allow_non_fake_inputs=True):  # shapes without values
+                image = torch.empty(1, 3, height, width)
+                step = make_step(model, image, Case(height, width, 1, 'float32', 'forward'))
+                found[row][f'macs_{name}'] = count_macs(step)
+    return found
+
+
+def table(header: list[str], lines: list[list[str]]) -> str:
+    """Markdown."""
+    cells = [header, ['---'] * len(header), *lines]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in cells)
+
+
+def accuracy_table(results: list[dict]) -> str:
+    rates = sorted({r['rate'] for r in results})
+    first, *others = dict.fromkeys(r['seed'] for r in results)
+    lines = []
+    for row, runs in by_row(results).items():
+        grid = {r['rate']: final(r) for r in runs if r['seed'] == first}
+        scores = [final(r) for r in at_best(runs)]
+        deviation = f' ± {statistics.stdev(scores):.1f}' if len(scores) > 1 else ''
+        lines.append(
+            [row, *(f'{grid[rate]:.1f}' for rate in rates), f'{best_rate(runs):g}']
+            + [f'{score:.1f}' for score in scores[1:]]
+            + [f'**{statistics.mean(scores):.1f}**{deviation}', f'{statistics.median(scores):.1f}']
+            + [f'{max(r["cpu_minutes"] for r in runs):.1f}']
+        )
+    header = [f'seed {first}, rate {rate:g}' for rate in rates] + ['best rate']
+    header += [f'seed {seed}' for seed in others] + ['mean ± deviation', 'median', 'CPU min']
+    return table(['global branch', *header], lines)
+
+
+def cost_table(found: dict[str, dict], size: tuple[int, int]) -> str:
+    lines = [
+        [row, f'{c["params"] / 1e3:.1f}', f'{c["macs_own"] / 1e6:.1f}']
+        + [f'{c["macs_detector"] / 1e9:.2f}', spread(c, 'time_ms', '.0f')]
+        + [f'{c["memory_bytes"] / 2**20:.0f}']
+        for row, c in found.items()
+    ]
+    own, detector = (f'{height}x{width}' for height, width in (size, DETECTOR))
+    header = [
+        'k params',
+        f'M MACs at {own}',
+        f'G MACs at {detector}',
+        'ms per step',
+        'MiB per step',
+    ]
+    return table(['global branch', *header], lines)
+
+
+def plot_costs(results: list[dict], found: dict[str, dict], path: Path) -> None:
+    plt = pyplot()
+    figure, axes = plt.subplots(figsize=(9, 6), layout='constrained')
+    for row, runs in by_row(results).items():
+        scores = [final(r) for r in at_best(runs)]
+        point = found[row]['macs_detector'] / 1e9, statistics.mean(scores)
+        error = [[point[1] - min(scores)], [max(scores) - point[1]]]
+        axes.errorbar(*point, error, marker='o', capsize=3)
+        axes.annotate(row, point, (5, 3), textcoords='offset points', fontsize=8)
+    axes.set(xscale='log', ylabel='mIoU, mean and range of the seeds')
+    axes.margins(x=0.2)
+    axes.tick_params('x', which='minor', labelsize=6)
+    axes.xaxis.set_minor_formatter('{x:g}')
+    axes.xaxis.set_major_formatter('{x:g}')
+    axes.set_xlabel('G MACs of the backbone at {}x{}'.format(*DETECTOR))
+    save(figure, path)
+
+
+def plot_curves(results: list[dict], path: Path) -> None:
+    plt = pyplot()
+    rows = by_row(results)
+    columns = min(5, len(rows))
+    lines = -(-len(rows) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(2.4 * columns, 2.2 * lines), sharex=True, sharey=True,
+        squeeze=False, layout='constrained',
+    )  # fmt: skip
+    for axis, (row, runs) in zip(axes.flat, rows.items(), strict=False):
+        for run in at_best(runs):
+            axis.plot(*zip(*run['scores'], strict=True), marker='.')
+        axis.set_title(row, fontsize=8)
+    axes[0, 0].set_ylim(0, 100)
+    figure.supxlabel('iteration')
+    figure.supylabel('mIoU, one line per seed')
+    save(figure, path)
+
+
+def pyplot():
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save(figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'partial.{path.name}')
+    figure.savefig(partial, dpi=110)
+    os.replace(partial, path)
