@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-STRIP = 8192  # positions; the widest hidden layer at stride 4 then takes 13 MB
+STRIP = 8192  # positions; the hidden layer of ConvNeur-T at stride 4 then takes 13 MB
 MIN_ROWS = 512  # with fewer, a convolution spends its time on reordering its weights
 
 
