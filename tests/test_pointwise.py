@@ -103,6 +103,21 @@ def test_gelu_linear_keeps_its_input_only():
     assert [t.data_ptr() for t in kept] == [x.data_ptr(), layer.weight.data_ptr()]
 
 
+def test_gelu_linear_with_a_frozen_layer_or_input():
+    layer, x = pointwise.Linear(DIM, OUT).double(), draw(2, 5, DIM)
+    for inputs in ([x.requires_grad_()], [*layer.parameters()]):
+        frozen = [t for t in (x, *layer.parameters()) if all(t is not i for i in inputs)]
+        for tensor in frozen:
+            tensor.requires_grad_(False)
+        direction = draw(2, 5, OUT, seed=3)
+        actual = torch.autograd.grad(pointwise.gelu_linear(x, layer), inputs, direction)
+        expected = torch.autograd.grad(layer(F.gelu(x)), inputs, direction)
+        for a, e in zip(actual, expected, strict=True):
+            torch.testing.assert_close(a, e, rtol=0, atol=1e-12)
+        for tensor in frozen:
+            tensor.requires_grad_()
+
+
 def test_a_layer_in_the_place_of_ours_is_called():
     class Adapter(torch.nn.Module):
         def forward(self, x):

@@ -7,7 +7,6 @@ with every rate, the others with the best one of their row.
 
 from __future__ import annotations
 
-import os
 import statistics
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .backbones import build
 from .cases import Case, Contestant, make_step, run_case
 from .measure import count_macs
-from .report import spread
+from .report import pyplot, save, spread
 
 DETECTOR = (800, 1280)  # pixels
 ROUNDS = 5
@@ -148,19 +147,3 @@ def plot_curves(results: list[dict], path: Path) -> None:
     figure.supxlabel('iteration')
     figure.supylabel('mIoU, one line per seed')
     save(figure, path)
-
-
-def pyplot():
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
-def save(figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'partial.{path.name}')
-    figure.savefig(partial, dpi=110)
-    os.replace(partial, path)

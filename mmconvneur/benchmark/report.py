@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, groupby
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from rich.box import SIMPLE
@@ -22,6 +24,9 @@ from ..environment import PROVIDERS
 from ..errors import UsageError
 from .cases import Case
 from .measure import exponent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 RESULTS = 'benchmark.json'
 OTHER_PACKAGES = ('mmconvneur', 'transformers', 'mmpretrain', 'onedl-mmpretrain')
@@ -180,11 +185,7 @@ def exponents_table(fits: list[dict]) -> Table:
 
 def plot(rows: list[dict], path: Path) -> None:
     """One line of panels per batch size and dtype: time by pixels, and by size at the largest."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     panels = [(key, list(group)) for key, group in groupby(series(rows), lambda s: s[0][:2])]
     names = dict.fromkeys(row['backbone'] for row in rows)
     palette = plt.cm.tab20.colors
@@ -215,7 +216,21 @@ def plot(rows: list[dict], path: Path) -> None:
         right.set_title(f'{case}, {labels[max(labels)]}')
     for axis in axes.flat:
         axis.spines[['top', 'right']].set_visible(False)
+    save(figure, path)
+
+
+def pyplot() -> ModuleType:
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name('partial.' + path.name)
     figure.savefig(partial, dpi=120)
-    plt.close(figure)
+    pyplot().close(figure)
     os.replace(partial, path)

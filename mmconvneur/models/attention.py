@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..registry import MIXERS
-from .bottleneck import BottleneckMixer
+from .bottleneck import BottleneckMixer, check_num_heads
 from .token_attention import attend
 
 
@@ -34,11 +34,7 @@ class SelfAttention(BottleneckMixer):
 
     def __init__(self, dim: int, bottleneck_dim: int | None = None, num_heads: int = 4) -> None:
         super().__init__(dim, bottleneck_dim)
-        if num_heads < 1 or self.bottleneck_dim % num_heads:
-            raise UsageError(
-                f'num_heads={num_heads} must divide bottleneck_dim={self.bottleneck_dim}: '
-                'set global_mixer.num_heads or bottleneck_dim accordingly'
-            )
+        check_num_heads(num_heads, 'bottleneck_dim', self.bottleneck_dim)
         self.num_heads = num_heads
         self.qkv = nn.Linear(self.bottleneck_dim, 3 * self.bottleneck_dim)
         self.reset_parameters()

@@ -51,11 +51,8 @@ class StagedBackbone(BaseModule):
         super().__init__(init_cfg=initial)
         self.in_channels = in_channels
         self.out_indices = resolve_out_indices(out_indices, num_stages)
+        check_frozen_stages(frozen_stages, num_stages)
         self.frozen_stages = frozen_stages
-        if not -1 <= frozen_stages <= num_stages:
-            raise UsageError(
-                f'frozen_stages={frozen_stages}: choose -1 (none), 0 (stem) or 1 to {num_stages}'
-            )
         self.downsample_layers, self.stages = ModuleList(), ModuleList()
 
     @property
@@ -169,6 +166,14 @@ def resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tu
             f'from {-num_stages} to {num_stages - 1}'
         )
     return tuple(sorted(wanted))
+
+
+def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
+    """Raise ``UsageError`` for stages that do not exist."""
+    if not -1 <= frozen_stages <= num_stages:
+        raise UsageError(
+            f'frozen_stages={frozen_stages}: choose -1 (none), 0 (stem) or 1 to {num_stages}'
+        )
 
 
 def per_stage(name: str, value: object, num_stages: int) -> list:

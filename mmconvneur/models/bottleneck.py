@@ -55,6 +55,15 @@ def half_width(dim: int) -> int:
     return max(8, (dim // 2 + 4) // 8 * 8)
 
 
+def check_num_heads(num_heads: int, option: str, width: int) -> None:
+    """Raise ``UsageError`` unless the heads divide the channels that an option sets."""
+    if num_heads < 1 or width < 1 or width % num_heads:
+        raise UsageError(
+            f'num_heads={num_heads} must divide {option}={width}: '
+            f'set global_mixer.num_heads or {option} accordingly'
+        )
+
+
 class BottleneckMixer(BaseModule):
     """G = W_out f(LayerNorm(W_in x)) with a global map f among C_m channels, ``mix``.
 

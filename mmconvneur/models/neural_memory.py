@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..errors import UsageError, check_choice
 from ..registry import MIXERS
-from .bottleneck import half_width
+from .bottleneck import check_num_heads, half_width
 from .inner_models import INNER_MODELS, InnerModel, Weights
 from .pointwise import Linear, by_strips, linear, strips
 
@@ -179,11 +179,7 @@ class NeuralMemory(BaseModule):
         check_choice('inner model', inner_model, INNER_MODELS)
         check_choice('read', read, ('after', 'before'))
         check_choice('gradient', gradient, STATES)
-        if num_heads < 1 or memory_dim < 1 or memory_dim % num_heads:
-            raise UsageError(
-                f'num_heads={num_heads} must divide memory_dim={memory_dim}: '
-                'set global_mixer.num_heads or memory_dim accordingly'
-            )
+        check_num_heads(num_heads, 'memory_dim', memory_dim)
         if chunk_size is not None and chunk_size < 1:
             raise UsageError(
                 f'chunk_size={chunk_size} must be positive, or None for the whole image'

@@ -58,13 +58,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     eager = runs_eagerly_on_cpu(x) and x.dtype == torch.float32
     if not eager or x.numel() < MIN_ROWS * x.size(-1):
         return F.linear(x, weight, bias)
-    out = F.conv2d(as_map(x), weight[:, :, None, None], bias)
+    rows = x.reshape(1, -1, 1, x.size(-1)).permute(0, 3, 1, 2)  # (1, C, rows, 1), channels_last
+    out = F.conv2d(rows, weight[:, :, None, None], bias)
     return out.permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
-
-
-def as_map(x: Tensor) -> Tensor:
-    """The rows of ``x (..., C)`` as the pixels of one channels_last map, ``(1, C, N, 1)``."""
-    return x.reshape(1, -1, 1, x.size(-1)).permute(0, 3, 1, 2)
 
 
 class Linear(nn.Linear):
@@ -91,14 +87,17 @@ class GELULinear(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         # Under autocast x and the parameters may be float32 while the product was in bfloat16.
         dtype = gradient.dtype
-        rows, hidden = gradient.flatten(0, 1), F.gelu(x).flatten(0, 1).to(dtype)
-        into_hidden = linear(gradient, weight.mT.to(dtype), None).to(x.dtype)
-        into_weight = (rows.mT @ hidden).to(weight.dtype)
-        return torch.ops.aten.gelu_backward(into_hidden, x), into_weight, rows.sum(0)
+        rows, into_x, into_weight = gradient.flatten(0, 1), None, None
+        if ctx.needs_input_grad[0]:
+            into_hidden = linear(gradient, weight.mT.to(dtype), None).to(x.dtype)
+            into_x = torch.ops.aten.gelu_backward(into_hidden, x)
+        if ctx.needs_input_grad[1]:
+            into_weight = (rows.mT @ F.gelu(x).flatten(0, 1).to(dtype)).to(weight.dtype)
+        return into_x, into_weight, rows.sum(0)
 
 
 def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import UsageError
 from ..weights import LoadReport
 from ..weights.report import compare
-from .backbone import resolve_out_indices
+from .backbone import check_frozen_stages, resolve_out_indices
 from .loading import load_pretrained, split_init_cfg
 from .spatial_bias import NUM_BIASES, SpatialBiasMaps
 
@@ -121,11 +121,7 @@ class SpatialBiasResNet(ResNet):
         kwargs['out_indices'] = resolve_out_indices(
             kwargs.get('out_indices', range(stages)), stages
         )
-        if not -1 <= kwargs.get('frozen_stages', -1) <= stages:
-            raise UsageError(
-                f'frozen_stages={kwargs["frozen_stages"]}: '
-                f'choose -1 (none), 0 (stem) or 1 to {stages}'
-            )
+        check_frozen_stages(kwargs.get('frozen_stages', -1), stages)
         files, initial = split_init_cfg(init_cfg)
         super().__init__(
             depth,

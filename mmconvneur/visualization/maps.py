@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, jacrev, jvp
-from torch.nn import functional as F
 
 from ..errors import UsageError
 from ..models.inner_models import INNER_MODELS
-from ..models.neural_memory import WriteRule
+from ..models.neural_memory import WriteRule, inner_dtype
 from .taps import FusionTap, MemoryTap
 
 PATH_POINTS = 16  # of the quadrature between M_0 and M_1
@@ -58,18 +57,14 @@ def write_weights(tap: MemoryTap, chunks: int | None = None) -> Tensor:
 
 
 def _write_rule(tap: MemoryTap) -> WriteRule:
-    tokens, real = _exact(tap.tokens).flatten(0, 1), tap.real.flatten()
-    length = tap.memory.chunk_size or len(tokens)
-    missing = -len(tokens) % length
-    tokens = F.pad(tokens, (0, 0, 0, missing)).unflatten(0, (-1, length))
-    real = F.pad(real, (0, missing)).unflatten(0, (-1, length))
-    return tap.memory.write_rule(tokens.unsqueeze(0), real.unsqueeze(0))
+    parts = _exact(tap.tokens).flatten(0, 1), tap.real.flatten()
+    return tap.memory.write_rule(*(tap.memory.chunked(part.unsqueeze(0)) for part in parts))
 
 
 def projections(tap: MemoryTap) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v, each ``(h, N, d)``, q and k of unit length."""
     tokens, memory = tap.tokens.flatten(0, 1).unsqueeze(0), tap.memory
-    maps = (f(tokens, _exact(tokens).dtype) for f in (memory.queries, memory.keys, memory.values))
+    maps = (f(tokens, inner_dtype(tokens)) for f in (memory.queries, memory.keys, memory.values))
     return tuple(x.squeeze(0).transpose(0, 1) for x in maps)
 
 
@@ -144,4 +139,4 @@ def _path_kernel(
 
 
 def _exact(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(inner_dtype(x))
