@@ -64,3 +64,14 @@ def test_best_rate_is_that_of_the_last_score_of_the_first_seed():
         f'| a | 30.0 | 50.0 | 40.0 | 0.2 | 60.0 | 85.0 | **{mean:.1f}** ± {deviation:.1f} | 60.0 '
         '| 2.0 |'
     )
+
+
+def test_a_finished_run_is_found_again_by_its_config_whoever_wrote_it(tmp_path):
+    path = tmp_path / 'benchmarks' / 'global_branches.json'
+    first = comparison.Finished(path)
+    for config, score in ('aa', 10.0), ('bb', 20.0), ('aa', 30.0):
+        first.add(run('a', 0.1, 0, score) | dict(config=config))
+    second = comparison.Finished(path)
+    assert second.records.keys() == {'aa', 'bb'}
+    assert [comparison.final(second.records[c]) for c in ('aa', 'bb')] == [30.0, 20.0]
+    assert [p.name for p in path.parent.iterdir()] == [path.name]

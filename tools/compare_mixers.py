@@ -1,8 +1,9 @@
 """Trains one small network with each global branch: python tools/compare_mixers.py --out docs
 
 Same data, budget, learning rates and seeds for every row: the first seed takes every rate, the
-other seeds take the row's best. One process and one thread per run; finished runs are kept, so an
-interrupted study continues. Writes OUT/global_branches.md and its pictures.
+other seeds take the row's best. One process and one thread per run. Finished runs are kept in
+OUT/benchmarks/global_branches.json and not repeated, so an interrupted study continues. Writes
+OUT/global_branches.md and its pictures.
 """
 
 from __future__ import annotations
@@ -101,15 +102,14 @@ def rates(task: str) -> list[float]:
     return [factor * load(task).optim_wrapper.optimizer.lr for factor in FACTORS]
 
 
-def train(run: Run, root: Path, iterations: int | None) -> dict:
-    """Train one network in a process of its own; a finished run of the same config is read back."""
+def train(run: Run, finished: comparison.Finished, root: Path, iterations: int | None) -> dict:
+    """Train one network in a process of its own, unless that was done before."""
     cfg = run.config(iterations)
     text = json.dumps(cfg.to_dict(), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    if digest in finished.records:
+        return finished.records[digest]
     folder = run.folder(root)
-    result = folder.with_name(f'{folder.name}.json')
-    if result.is_file() and json.loads(result.read_text())['config'] == digest:
-        return json.loads(result.read_text())
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     cfg.dump(folder / 'config.py')
@@ -129,7 +129,7 @@ def train(run: Run, root: Path, iterations: int | None) -> dict:
         scores=[(e['step'], e['mIoU']) for e in entries if 'mIoU' in e],
         cpu_minutes=(usage.ru_utime + usage.ru_stime) / 60,
     )
-    report.write(result, json.dumps(found))
+    finished.add(found)
     shutil.rmtree(folder)
     return found
 
@@ -137,6 +137,7 @@ def train(run: Run, root: Path, iterations: int | None) -> dict:
 def study(args: argparse.Namespace, rows: dict[str, list[str]]) -> dict[str, list[dict]]:
     """The results of each task: every rate with the first seed, then the best with the others."""
     first, *others = args.seeds
+    finished = comparison.Finished(args.out / 'benchmarks' / 'global_branches.json')
     columns = *Progress.get_default_columns(), TimeElapsedColumn()
     with (
         Progress(*columns, speed_estimate_period=1e9) as progress,
@@ -147,7 +148,9 @@ def study(args: argparse.Namespace, rows: dict[str, list[str]]) -> dict[str, lis
 
         def results(runs: list[Run]) -> dict[str, list[dict]]:
             found = {task: [] for task in rows}
-            for result in pool.map(lambda run: train(run, args.work_dir, args.iterations), runs):
+            for result in pool.map(
+                lambda run: train(run, finished, args.work_dir, args.iterations), runs
+            ):
                 found[result['task']].append(result)
                 progress.advance(bar)
             return found
@@ -188,7 +191,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at a time')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'compare_mixers')
-    parser.add_argument('--out', type=Path, help='folder of the page, WORK_DIR by default')
+    parser.add_argument('--out', type=Path, help='folder of page and results, by default WORK_DIR')
     parser.add_argument('--iterations', type=int, help='other than the config says, for a trial')
     args = parser.parse_args()
     for what, chosen, known in ('task', args.tasks, TASKS), ('row', args.rows, ROWS):
@@ -200,13 +203,14 @@ def parse() -> argparse.Namespace:
 @one_line_errors
 def main() -> None:
     args = parse()
-    args.work_dir, out = args.work_dir.resolve(), args.out or args.work_dir
+    args.work_dir = args.work_dir.resolve()
+    args.out = args.out or args.work_dir
     rows = {task: args.rows or TASKS[task][1] for task in args.tasks}
     for task in args.tasks:
         make_dataset(task, ROOT / 'data' / task)
     results = study(args, rows)
     torch.set_num_threads(1)
-    parts = [section(task, results[task], out) for task in args.tasks]
+    parts = [section(task, results[task], args.out) for task in args.tasks]
     models = {r['models'] for found in results.values() for r in found}
     facts = report.environment(torch.device('cpu')) | dict(models=' '.join(sorted(models)))
     page = '# Global branches, compared\n\n{}\n\n`python {}`\n\n{}\n'.format(
@@ -214,7 +218,7 @@ def main() -> None:
         shlex.join(sys.argv),
         ', '.join(f'{key} {value}' for key, value in facts.items()),
     )
-    report.write(out / 'global_branches.md', page)
+    report.write(args.out / 'global_branches.md', page)
     print(page)
 
 

@@ -1,14 +1,16 @@
 """Tables and plots of a comparison of global branches: what each learned, and what it costs.
 
 A result is the record of one training run: ``row`` (the branch's label), ``rate`` (of learning),
-``seed``, ``scores`` (pairs of iteration and mIoU) and ``cpu_minutes``. The first seed was trained
-with every rate, the others with the best one of their row.
+``seed``, ``scores`` (pairs of iteration and mIoU), ``cpu_minutes`` and ``config`` (its digest). The
+first seed was trained with every rate, the others with the best one of their row.
 """
 
 from __future__ import annotations
 
+import json
 import statistics
 from pathlib import Path
+from threading import Lock
 
 import torch
 from mmengine.config import ConfigDict
@@ -17,10 +19,26 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .backbones import build
 from .cases import Case, Contestant, make_step, run_case
 from .measure import count_macs
-from .report import pyplot, save, spread
+from .report import pyplot, save, spread, write
 
 DETECTOR = (800, 1280)  # pixels
 ROUNDS = 5
+
+
+class Finished:
+    """The records of finished runs in one file, found again by the digest of their config."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.lock = path, Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records = json.loads(path.read_text()) if path.is_file() else []
+        self.records = {record['config']: record for record in records}
+
+    def add(self, record: dict) -> None:
+        with self.lock:
+            self.records[record['config']] = record
+            lines = map(json.dumps, self.records.values())
+            write(self.path, '[\n{}\n]\n'.format(',\n'.join(lines)))
 
 
 def final(result: dict) -> float:

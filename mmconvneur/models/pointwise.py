@@ -53,10 +53,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b, ``(..., C) -> (..., C')``.
 
     On a CPU as a 1x1 convolution of a channels_last map: oneDNN's kernel is up to a third faster
-    in float32 than the BLAS that a matrix product calls.
+    in float32 than the BLAS that a matrix product calls. With a single thread PyTorch would use a
+    slower kernel of its own.
     """
     eager = runs_eagerly_on_cpu(x) and x.dtype == torch.float32
-    if not eager or x.numel() < MIN_ROWS * x.size(-1):
+    if not eager or x.numel() < MIN_ROWS * x.size(-1) or torch.get_num_threads() == 1:
         return F.linear(x, weight, bias)
     rows = x.reshape(1, -1, 1, x.size(-1)).permute(0, 3, 1, 2)  # (1, C, rows, 1), channels_last
     out = F.conv2d(rows, weight[:, :, None, None], bias)
