@@ -39,6 +39,7 @@ def test_strips_are_pieces_of_the_whole(monkeypatch, length):
 
 @pytest.mark.parametrize('strided', [False, True])
 def test_linear_equals_the_matrix_product(monkeypatch, strided):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
     calls = []
     conv2d = F.conv2d
     monkeypatch.setattr(F, 'conv2d', lambda *args: calls.append(1) or conv2d(*args))
@@ -49,9 +50,14 @@ def test_linear_equals_the_matrix_product(monkeypatch, strided):
     assert calls  # it was the convolution that computed this
 
 
-def test_few_rows_and_other_dtypes_take_the_matrix_product(monkeypatch):
+def test_few_rows_other_dtypes_and_one_thread_take_the_matrix_product(monkeypatch):
     monkeypatch.setattr(F, 'conv2d', None)
-    for positions, dtype in [(7, torch.float32), (POSITIONS, torch.float64)]:
+    for positions, dtype, threads in [
+        (7, torch.float32, 2),
+        (POSITIONS, torch.float64, 2),
+        (POSITIONS, torch.float32, 1),
+    ]:
+        monkeypatch.setattr(torch, 'get_num_threads', lambda threads=threads: threads)
         x, weight = draw(BATCH, positions, DIM, dtype=dtype), draw(OUT, DIM, seed=1, dtype=dtype)
         bias = draw(OUT, seed=2, dtype=dtype)
         torch.testing.assert_close(pointwise.linear(x, weight, bias), F.linear(x, weight, bias))
