@@ -108,7 +108,7 @@ def train(run: Run, finished: comparison.Finished, root: Path, iterations: int |
     text = json.dumps(cfg.to_dict(), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     if digest in finished.records:
-        return finished.records[digest]
+        return finished.records[digest] | run._asdict()  # whatever its row was called then
     folder = run.folder(root)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
