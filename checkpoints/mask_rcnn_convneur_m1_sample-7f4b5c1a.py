@@ -61,7 +61,12 @@ metainfo = dict(
     ])
 model = dict(
     _scope_='mmdet',
-    backbone=dict(arch='m1', init_cfg=None, type='mmconvneur.ConvNeur'),
+    backbone=dict(
+        arch='m1',
+        global_mixer=dict(
+            inner_model='linear', num_heads=4, type='NeuralMemory', whiten=False),
+        init_cfg=None,
+        type='mmconvneur.ConvNeur'),
     data_preprocessor=dict(
         bgr_to_rgb=True,
         mean=[

@@ -10,4 +10,4 @@ _base_ = [
     '_base_/schedules/cue.py',
     '_base_/runtimes/segmentation.py',
 ]
-default_hooks = dict(checkpoint=dict(interval=1200))
+default_hooks = dict(checkpoint=dict(interval=1000))

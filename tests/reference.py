@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 def inner(name: str, weights: tuple[Tensor, ...], x: Tensor) -> Tensor:
     """f(x; W) of the named inner model."""
-    if name == 'linear':
+    if name in ('ridge', 'linear'):
         return x @ weights[0]
     if name == 'two_layer':
         hidden = x @ weights[0]
@@ -33,9 +33,18 @@ def loss(name: str, weights: tuple, keys: Tensor, values: Tensor, w: Tensor) -> 
     return total
 
 
-def gradient(name: str, weights: tuple, keys: Tensor, values: Tensor, w: Tensor) -> tuple:
-    """dloss/dW by automatic differentiation, itself differentiable."""
-    return torch.func.grad(lambda m: loss(name, m, keys, values, w))(tuple(weights))
+def step(name: str, weights: tuple, keys: Tensor, values: Tensor, w: Tensor) -> tuple:
+    """dloss/dW by automatic differentiation, itself differentiable.
+
+    For ``ridge`` multiplied by the inverse of the loss's second derivative + 0.01 I.
+    """
+    gradient = torch.func.grad(lambda m: loss(name, m, keys, values, w))(tuple(weights))
+    if name != 'ridge':
+        return gradient
+    curvature = 1e-2 * torch.eye(keys.size(1), dtype=keys.dtype)
+    for k, weight in zip(keys, w, strict=True):
+        curvature = curvature + weight * torch.outer(k, k)
+    return (torch.linalg.inv(curvature) @ gradient[0],)
 
 
 def chunks(num_tokens: int, size: int | None) -> list[slice]:
@@ -60,7 +69,7 @@ def memories(
     surprise = [torch.zeros_like(m) for m in initial]
     for k, v, w, (theta, eta, alpha) in zip(keys, values, weights, rates, strict=True):
         at = states[0] if taken_at == 'start' else states[-1]
-        grads = gradient(name, at, k, v, w)
+        grads = step(name, at, k, v, w)
         surprise = [eta * s - theta * g for s, g in zip(surprise, grads, strict=True)]
         states.append(tuple((1 - alpha) * m + s for m, s in zip(states[-1], surprise, strict=True)))
     return states
@@ -105,7 +114,8 @@ def _read_head(module, name: str, tokens: Tensor, real: Tensor, h: int) -> Tenso
             theta, eta, alpha = rate.view(3, module.num_heads)[:, h]
             rates.append((module.step * theta, eta, alpha))
         else:
-            scores = torch.exp(kept @ module.write_logits.weight[h])
+            seen = whitened(kept) if module.whiten else kept
+            scores = torch.exp(seen @ module.write_logits.weight[h])
             weights.append(scores / scores.sum())
             rates.append((1.0, 0.0, 0.0))
     initial = tuple(m[h] for m in module.initial)
@@ -118,6 +128,25 @@ def _read_head(module, name: str, tokens: Tensor, real: Tensor, h: int) -> Tenso
         y = inner(name, state, q[part])
         reads.append(y if published else y - inner(name, initial, q[part]))
     return torch.cat(reads)
+
+
+def whitened(tokens: Tensor) -> Tensor:
+    """Tokens (N, C) with mean 0 and covariance I, by the inverse of a Cholesky factor.
+
+    The covariance is Chen et al.'s (IEEE TSP 58(10), 2010), equation 23.
+    """
+    n, p = max(len(tokens), 1), tokens.size(1)
+    eye = torch.eye(p, dtype=tokens.dtype)
+    centred = tokens - tokens.sum(0) / n
+    sample = torch.zeros_like(eye)
+    for row in centred:
+        sample = sample + torch.outer(row, row) / n
+    trace, trace_of_square = torch.trace(sample), torch.trace(sample @ sample)
+    above = (1 - 2 / p) * trace_of_square + trace**2
+    below = (n + 1 - 2 / p) * (trace_of_square - trace**2 / p)
+    share = (above / below.clamp(min=1e-300)).clamp(max=1).detach()
+    covariance = (1 - share) * sample + (share * trace / p + 1e-6) * eye
+    return centred @ torch.linalg.inv(torch.linalg.cholesky(covariance)).T
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -399,7 +428,7 @@ def read_weights(name: str, initial: tuple, w: Tensor, query: Tensor, keys, valu
         parts = torch.autograd.functional.jacobian(lambda *m: inner(name, m, x[None])[0], weights)
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
-    end = [m - g for m, g in zip(initial, gradient(name, initial, keys, values, w), strict=True)]
+    end = [m - g for m, g in zip(initial, step(name, initial, keys, values, w), strict=True)]
     points, average = 100, 0
     for i in range(points + 1):
         factor = 1 if i in (0, points) else 4 if i % 2 else 2

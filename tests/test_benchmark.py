@@ -112,9 +112,11 @@ def test_macs_of_a_block_of_convneur():
     per_head = tokens * head_width * head_width
     by_hand = tokens * dim * memory_dim  # W_in
     by_hand += tokens * memory_dim * memory_dim * 3  # q, k, v
+    by_hand += tokens * memory_dim * memory_dim  # covariance
     by_hand += tokens * memory_dim * heads  # write weights
     by_hand += heads * per_head  # inner step: K M_0
     by_hand += heads * per_head  # inner step: K^T E
+    by_hand += heads * per_head  # inner step: K^T K
     by_hand += heads * per_head  # read: q (M - M_0)
     by_hand += tokens * memory_dim * dim  # W_out
     assert measure.count_macs(lambda: memory(x)) == 2 * by_hand

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from reference import gradient, inner
+from reference import inner, step
 
-from mmconvneur.models.inner_models import INNER_MODELS
+from mmconvneur.models.inner_models import INNER_MODELS, RIDGE
 
 TOKENS, WIDTH = 13, 7
 
@@ -12,12 +12,12 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize('name', INNER_MODELS)
-def test_closed_form_is_the_gradient_of_the_loss(name):
+def test_closed_form_is_the_step_down_the_loss(name):
     model = INNER_MODELS[name]
     weights = tuple(draw(WIDTH, WIDTH, seed=i) for i in range(model.num_weights))
     keys, values, w = draw(TOKENS, WIDTH, seed=5), draw(TOKENS, WIDTH, seed=6), draw(TOKENS, seed=7)
-    expected = gradient(name, weights, keys, values, w.abs())
-    actual = model.gradient(weights, keys, values, w.abs())
+    expected = step(name, weights, keys, values, w.abs())
+    actual = model.step(model.sums(weights, keys, values, w.abs()))
     assert len(actual) == len(expected) == model.num_weights
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=1e-10)
@@ -43,7 +43,25 @@ def test_closed_form_is_differentiable(name):
     keys, values = draw(5, 3, seed=5).requires_grad_(), draw(5, 3, seed=6).requires_grad_()
     w = draw(5, seed=7).abs().requires_grad_()
 
-    def step(keys, values, w, *weights):
-        return model.gradient(weights, keys, values, w)
+    def closed_form(keys, values, w, *weights):
+        return model.step(model.sums(weights, keys, values, w))
 
-    assert torch.autograd.gradcheck(step, (keys, values, w, *weights))
+    assert torch.autograd.gradcheck(closed_form, (keys, values, w, *weights))
+
+
+def test_ridge_step_leads_to_the_minimum():
+    """Where the loss plus lambda/2 ||W' - W||^2 is flat; a rare key is read as it was written."""
+    model, start = INNER_MODELS['ridge'], draw(WIDTH, WIDTH, seed=1)
+    keys, values, w = draw(TOKENS, WIDTH, seed=5), draw(TOKENS, WIDTH, seed=6), draw(TOKENS, seed=7)
+    (change,) = model.step(model.sums((start,), keys, values, w.abs()))
+    end = (start - change).requires_grad_()
+    errors = (keys @ end - values).square().sum(1)
+    total = (w.abs() * errors).sum() / 2 + RIDGE / 2 * (end - start).square().sum()
+    (slope,) = torch.autograd.grad(total, end)
+    torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-10)
+
+    eye = torch.eye(WIDTH, dtype=torch.float64)  # orthogonal keys, the first with a weight of 0.1
+    w = torch.tensor([0.1] + [0.9 / (WIDTH - 1)] * (WIDTH - 1), dtype=torch.float64)
+    (change,) = model.step(model.sums((0 * eye,), eye, values[:WIDTH], w))
+    expected = -values[:1] * 0.1 / (0.1 + RIDGE)
+    torch.testing.assert_close(change[:1], expected, rtol=0, atol=1e-10)

@@ -64,6 +64,10 @@ def test_every_form_equals_its_loop(name, form):
     assert_equals_reference(build(inner_model=name, **form), name)
 
 
+def test_write_weights_without_whitening():
+    assert_equals_reference(build(whiten=False), 'ridge')
+
+
 @pytest.mark.parametrize('name', INNER_MODELS)
 @pytest.mark.parametrize('form', PUBLISHED, ids=['running', 'start'])
 def test_published_form_equals_its_loop(name, form):
@@ -75,7 +79,7 @@ def test_mask_equals_removing_the_tokens(form):
     mask = torch.ones(BATCH, 1, HEIGHT_, WIDTH_)
     mask[0, :, :, 4:] = 0
     mask[1, :, 3:] = 0
-    assert_equals_reference(build(**form), 'linear', mask)
+    assert_equals_reference(build(**form), 'ridge', mask)
     assert_equals_reference(build(PublishedNeuralMemory, chunk_size=11), 'linear', mask)
 
 
@@ -137,13 +141,13 @@ def test_inner_step_stays_in_float32_under_autocast(monkeypatch):
     memory = NeuralMemory(DIM, memory_dim=33, num_heads=3)
     torch.nn.init.normal_(memory.expand.weight)
     seen = set()
-    inner = INNER_MODELS['linear']
+    inner = INNER_MODELS['ridge']
 
     def spy(weights, keys, values, w):
         seen.update(t.dtype for t in (*weights, keys, values, w))
-        return inner.gradient(weights, keys, values, w)
+        return inner.sums(weights, keys, values, w)
 
-    monkeypatch.setitem(INNER_MODELS, 'linear', inner._replace(gradient=spy))
+    monkeypatch.setitem(INNER_MODELS, 'ridge', inner._replace(sums=spy))
     x = image().float()
     with torch.autocast('cpu', torch.bfloat16):
         out = memory(x)
@@ -182,10 +186,10 @@ def test_one_corner_reaches_the_opposite_one_through_the_memory_only():
 @pytest.mark.parametrize(
     'cfg, problem',
     [
-        (dict(inner_model='cubic'), 'linear, two_layer, gated'),
+        (dict(inner_model='cubic'), 'ridge, linear, two_layer, gated'),
         (dict(read='during'), 'after, before'),
         (dict(gradient='later'), 'running, start'),
-        (dict(memory_dim=10, num_heads=4), 'num_heads=4 must divide memory_dim=10'),
+        (dict(memory_dim=10), 'num_heads=8 must divide memory_dim=10'),
         (dict(num_heads=0), 'num_heads=0'),
         (dict(chunk_size=0), 'chunk_size=0 must be positive'),
         (dict(chunk_size=-3), 'chunk_size=-3 must be positive'),

@@ -147,9 +147,12 @@ def test_write_weights_are_a_softmax_over_the_real_tokens(masked):
     mask[:, :, :, 5:] = 0
     _, tap = heard(memory, mask if masked else None)
     weights = write_weights(tap)
-    score = (tap.tokens @ memory.write_logits.weight.T).exp().permute(2, 0, 1).detach()
-    if masked:
-        score[:, :, 5:] = 0
+    real = tap.tokens[:, : 5 if masked else None]
+    score = torch.zeros(HEADS, H, W).double()
+    score[:, :, : real.size(1)] = (
+        (reference.whitened(real.flatten(0, 1)) @ memory.write_logits.weight.T)
+        .exp().unflatten(0, real.shape[:2]).permute(2, 0, 1).detach()
+    )  # fmt: skip
     expected = score / score.sum((1, 2), keepdim=True)
     torch.testing.assert_close(weights, expected, **EXACT)
     torch.testing.assert_close(weights.sum((1, 2)), torch.ones(HEADS).double(), **EXACT)
@@ -157,6 +160,7 @@ def test_write_weights_are_a_softmax_over_the_real_tokens(masked):
 
 LINEAR = [
     (NeuralMemory, dict()),
+    (NeuralMemory, dict(inner_model='linear', whiten=False)),
     (NeuralMemory, dict(chunk_size=11, gradient='start')),
     (NeuralMemory, dict(chunk_size=11, gradient='start', read='before')),
     (NeuralMemory, dict(read='before')),
@@ -195,8 +199,8 @@ def decay_before(memory: PublishedNeuralMemory, tap, chunk: int) -> torch.Tensor
     return kept
 
 
-def test_the_default_reads_with_write_weight_times_query_times_key():
-    _, tap = heard(memory_of())
+def test_the_linear_memory_reads_with_write_weight_times_query_times_key():
+    _, tap = heard(memory_of(inner_model='linear'))
     queries, keys, _ = projections(tap)
     actual, weights = read_weights(tap, 3, 2), write_weights(tap)
     for head in range(HEADS):
@@ -230,7 +234,7 @@ def test_read_weights_of_other_inner_models(name):
 
 def test_chunks_of_another_inner_model_have_no_read_weights():
     _, tap = heard(memory_of(inner_model='gated', chunk_size=11))
-    with pytest.raises(UsageError, match='inner_model="linear" only'):
+    with pytest.raises(UsageError, match='inner_model="ridge" and "linear" only'):
         read_weights(tap, 0, 0)
 
 

@@ -15,12 +15,15 @@ environment.exit_unless_good()  # before the imports below can fail
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
+import runpy
 import shlex
 import shutil
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +37,7 @@ from mmconvneur.errors import UsageError, check_choice
 from mmconvneur.sample_data import make_dataset
 
 ROOT = Path(__file__).parents[1]
-FACTORS = (0.5, 1.0, 2.0)  # of the config's learning rate
+FACTORS = (1 / 3, 1.0)  # of the config's learning rate
 
 
 def mixer(name: str, **options) -> dict:
@@ -52,10 +55,12 @@ ROWS = {  # options of the backbone
     'SpatialBias': mixer('SpatialBias'),
     'SelfAttention': mixer('SelfAttention'),
     'PublishedNeuralMemory': mixer('PublishedNeuralMemory'),
-    'GLMix, learned slots': mixer('GLMix', slots='learned'),
     'NonLocal': mixer('NonLocal'),
     'CBAM': mixer('CBAM'),
+    '4 heads instead of 8': mixer('NeuralMemory', num_heads=4),
     'read before, chunks of 196': mixer('NeuralMemory', chunk_size=196, read='before'),
+    'writes not whitened': mixer('NeuralMemory', whiten=False),
+    'inner model linear': mixer('NeuralMemory', inner_model='linear'),
     'inner model two_layer': mixer('NeuralMemory', inner_model='two_layer'),
     'inner model gated': mixer('NeuralMemory', inner_model='gated'),
     'fusion add': mixer('NeuralMemory') | dict(fusion='add'),
@@ -66,10 +71,18 @@ ROWS = {  # options of the backbone
     'C_m halved': narrow_or_wide(12, 24),
     'C_m doubled': narrow_or_wide(48, 96),
 }
-TASKS = {  # config and rows
-    'cue': ('segformer_convneur_cue', list(ROWS)),
-    'legend': ('segformer_convneur_legend', list(ROWS)),
-    'sample': ('upernet_convneur_m1_sample', list(ROWS)[:5]),
+
+
+class Task(NamedTuple):
+    config: str
+    rows: list[str]
+    iterations: int | None = None  # other than the config says
+
+
+TASKS = {
+    'cue': Task('segformer_convneur_cue', list(ROWS)),
+    'legend': Task('segformer_convneur_legend', list(ROWS)),
+    'sample': Task('upernet_convneur_m1_sample', list(ROWS)[:5], iterations=400),
 }
 
 
@@ -85,8 +98,10 @@ class Run(NamedTuple):
         cfg.optim_wrapper.optimizer.lr = self.rate
         cfg.randomness = dict(seed=self.seed)
         cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
+        iterations = iterations or TASKS[self.task].iterations
         if iterations:
-            cfg.train_cfg.update(max_iters=iterations, val_interval=iterations)
+            cfg.train_cfg.update(max_iters=iterations, val_interval=-(-iterations // 4))
+            cfg.param_scheduler[-1].end = iterations
         return cfg
 
     def folder(self, root: Path) -> Path:
@@ -95,43 +110,46 @@ class Run(NamedTuple):
 
 
 def load(task: str) -> Config:
-    return Config.fromfile(ROOT / 'configs' / f'{TASKS[task][0]}.py')
+    return Config.fromfile(ROOT / 'configs' / f'{TASKS[task].config}.py')
 
 
 def rates(task: str) -> list[float]:
     return [factor * load(task).optim_wrapper.optimizer.lr for factor in FACTORS]
 
 
-def train(run: Run, finished: comparison.Finished, root: Path, iterations: int | None) -> dict:
-    """Train one network in a process of its own, unless that was done before."""
-    cfg = run.config(iterations)
+def digest(cfg: Config) -> str:
     text = json.dumps(cfg.to_dict(), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    if digest in finished.records:
-        return finished.records[digest] | run._asdict()  # whatever its row was called then
-    folder = run.folder(root)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def train(run: Run, root: Path, iterations: int | None) -> dict:
+    """Train one network, in a process of its own."""
+    cfg, folder = run.config(iterations), run.folder(root)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     cfg.dump(folder / 'config.py')
-    command = [sys.executable, 'tools/train.py', folder / 'config.py', '--work-dir', folder]
-    env = os.environ | dict(OMP_NUM_THREADS='1')
-    with open(folder / 'output.log', 'w') as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=env)
-        _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise UsageError(f'{" ".join(map(str, run))} failed: see {folder / "output.log"}')
+    log = folder / 'output.log'
+    with open(log, 'w') as output:
+        os.dup2(output.fileno(), sys.stdout.fileno())
+        os.dup2(output.fileno(), sys.stderr.fileno())
+    os.chdir(ROOT)
+    sys.argv = ['tools/train.py', str(folder / 'config.py'), '--work-dir', str(folder)]
+    try:
+        runpy.run_path(sys.argv[0], run_name='__main__')
+    except BaseException as error:
+        traceback.print_exc()
+        raise UsageError(f'{" ".join(map(str, run))} failed: see {log}') from error
     (scalars,) = folder.glob('*/vis_data/scalars.json')
     entries = map(json.loads, scalars.read_text().splitlines())
-    found = dict(
-        **run._asdict(),
-        config=digest,
-        models=report.fingerprint(),
-        scores=[(e['step'], e['mIoU']) for e in entries if 'mIoU' in e],
-        cpu_minutes=(usage.ru_utime + usage.ru_stime) / 60,
-    )
-    finished.add(found)
+    scores = [(e['step'], e['mIoU']) for e in entries if 'mIoU' in e]
     shutil.rmtree(folder)
-    return found
+    return dict(
+        **run._asdict(),
+        config=digest(cfg),
+        models=report.fingerprint(),
+        scores=scores,
+        cpu_minutes=time.process_time() / 60,
+    )
 
 
 def study(args: argparse.Namespace, rows: dict[str, list[str]]) -> dict[str, list[dict]]:
@@ -139,20 +157,36 @@ def study(args: argparse.Namespace, rows: dict[str, list[str]]) -> dict[str, lis
     first, *others = args.seeds
     finished = comparison.Finished(args.out / 'benchmarks' / 'global_branches.json')
     columns = *Progress.get_default_columns(), TimeElapsedColumn()
+    # A server that has imported what takes seconds forks a process for each run.
+    processes = multiprocessing.get_context('forkserver')
+    processes.set_forkserver_preload(['mmseg.models', 'mmdet.models', 'mmconvneur.models'])
+    os.environ['OMP_NUM_THREADS'] = '1'
     with (
         Progress(*columns, speed_estimate_period=1e9) as progress,
-        ThreadPoolExecutor(args.jobs) as pool,
+        ProcessPoolExecutor(args.jobs, processes, max_tasks_per_child=1) as pool,
     ):
         total = sum(map(len, rows.values())) * (len(FACTORS) + len(others))
         bar = progress.add_task('runs', total=total)
 
         def results(runs: list[Run]) -> dict[str, list[dict]]:
+            digests = [digest(run.config(args.iterations)) for run in runs]
+            waiting = [
+                pool.submit(train, run, args.work_dir, args.iterations)
+                for run, key in zip(runs, digests, strict=True)
+                if key not in finished.records
+            ]
+            progress.advance(bar, len(runs) - len(waiting))
+            try:
+                for future in as_completed(waiting):
+                    finished.add(future.result())
+                    progress.advance(bar)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
             found = {task: [] for task in rows}
-            for result in pool.map(
-                lambda run: train(run, finished, args.work_dir, args.iterations), runs
-            ):
-                found[result['task']].append(result)
-                progress.advance(bar)
+            for run, key in zip(runs, digests, strict=True):
+                # Whatever its row was called when it ran.
+                found[run.task].append(finished.records[key] | run._asdict())
             return found
 
         grid = results(
@@ -205,7 +239,7 @@ def main() -> None:
     args = parse()
     args.work_dir = args.work_dir.resolve()
     args.out = args.out or args.work_dir
-    rows = {task: args.rows or TASKS[task][1] for task in args.tasks}
+    rows = {task: args.rows or TASKS[task].rows for task in args.tasks}
     for task in args.tasks:
         make_dataset(task, ROOT / 'data' / task)
     results = study(args, rows)

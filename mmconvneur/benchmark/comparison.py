@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import statistics
 from pathlib import Path
-from threading import Lock
 
 import torch
 from mmengine.config import ConfigDict
@@ -29,16 +28,15 @@ class Finished:
     """The records of finished runs in one file, found again by the digest of their config."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lock = path, Lock()
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         records = json.loads(path.read_text()) if path.is_file() else []
         self.records = {record['config']: record for record in records}
 
     def add(self, record: dict) -> None:
-        with self.lock:
-            self.records[record['config']] = record
-            lines = map(json.dumps, self.records.values())
-            write(self.path, '[\n{}\n]\n'.format(',\n'.join(lines)))
+        self.records[record['config']] = record
+        lines = map(json.dumps, self.records.values())
+        write(self.path, '[\n{}\n]\n'.format(',\n'.join(lines)))
 
 
 def final(result: dict) -> float:

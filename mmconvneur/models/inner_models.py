@@ -2,12 +2,13 @@
 
 Dimension key: ... any leading dimensions (image, head, chunk), N tokens, d head width.
 
-Each inner model is given by ``apply(W, x)`` and by the closed-form gradient of the weighted loss
+Each inner model is given by ``apply(W, x)`` and by a step down the weighted loss
 
     L(W) = 1/2 sum_n w_n ||f(k_n; W) - v_n||^2
 
-so that the memory is updated without autograd inside the forward pass and the whole stays
-differentiable. The 1/2 absorbs the factor 2 of the squared error.
+in closed form, so that the memory is updated without autograd inside the forward pass and the whole
+stays differentiable. The 1/2 absorbs the factor 2 of the squared error. The step is the gradient,
+or for ``ridge`` what leads to the minimum itself.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Weights = tuple[Tensor, ...]
+
+RIDGE = 1e-2  # lambda
 
 
 class InnerModel(NamedTuple):
@@ -28,15 +32,18 @@ class InnerModel(NamedTuple):
         num_weights: How many matrices W holds.
         apply: ``(W, x (..., N, d)) -> (..., N, d)``.
         change: ``(W, D, x) -> f(x; W + D) - f(x; W)``.
-        gradient: ``(W, keys (..., N, d), values (..., N, d), w (..., N)) -> dL/dW``.
+        sums: ``(W, keys (..., N, d), values (..., N, d), w (..., N)) ->`` what the step needs of
+            the tokens, each ``(..., d, d)`` and a sum over them: dL/dW at least.
         init_std: Standard deviation of the initial matrices for a head width d.
+        step: ``sums -> D``, each ``(..., d, d)``, to be subtracted from W.
     """
 
     num_weights: int
     apply: Callable[[Weights, Tensor], Tensor]
     change: Callable[[Weights, Weights, Tensor], Tensor]
-    gradient: Callable[[Weights, Tensor, Tensor, Tensor], Weights]
+    sums: Callable[[Weights, Tensor, Tensor, Tensor], Weights]
     init_std: Callable[[int], float]
+    step: Callable[[Weights], Weights] = lambda gradient: gradient
 
 
 def silu_derivative(x: Tensor) -> Tensor:
@@ -60,6 +67,29 @@ def linear_gradient(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) -
     """G = K^T E with E = w * (K W - V)."""
     error = w.unsqueeze(-1) * (linear(weights, keys) - values)
     return (keys.mT @ error,)
+
+
+def ridge_sums(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) -> Weights:
+    """G as for the linear model, and the second derivative H = K^T (w * K)."""
+    weighted = w.unsqueeze(-1) * keys
+    return weighted.mT @ (linear(weights, keys) - values), weighted.mT @ keys
+
+
+def ridge_step(sums: Weights) -> Weights:
+    """(H + lambda I)^-1 G: from W to the minimum of L(W') + lambda/2 ||W' - W||^2.
+
+    A ridge regression: what is read for a key is the value written with it, however small its
+    weight among the others, as long as that is large beside lambda (MesaNet, arXiv 2506.05233).
+    """
+    gradient, curvature = sums
+    # Unlike torch.linalg.solve it does not make a CPU wait for its GPU to report success.
+    return (torch.linalg.solve_ex(regularised(curvature), gradient).result,)
+
+
+def regularised(curvature: Tensor) -> Tensor:
+    """H + lambda I. With unit keys and weights that sum to one the trace of H is 1."""
+    eye = torch.eye(curvature.size(-1), dtype=curvature.dtype, device=curvature.device)
+    return curvature + RIDGE * eye
 
 
 def two_layer(weights: Weights, x: Tensor) -> Tensor:
@@ -105,8 +135,13 @@ def _fan_in(width: int) -> float:
     return width**-0.5
 
 
+def _near_zero(width: int) -> float:
+    return 0.02
+
+
 INNER_MODELS = {
-    'linear': InnerModel(1, linear, linear_change, linear_gradient, lambda width: 0.02),
+    'ridge': InnerModel(1, linear, linear_change, ridge_sums, _near_zero, ridge_step),
+    'linear': InnerModel(1, linear, linear_change, linear_gradient, _near_zero),
     'two_layer': InnerModel(2, two_layer, _change(two_layer), two_layer_gradient, _fan_in),
     'gated': InnerModel(2, gated, _change(gated), gated_gradient, _fan_in),
 }

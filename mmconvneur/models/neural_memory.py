@@ -63,8 +63,9 @@ def running_states(
     states = [state]
     for t in range(num_chunks):
         theta, eta, alpha = (r[:, :, t, None, None] for r in rule[1:])
-        gradients = inner.gradient(state, keys[:, :, t], values[:, :, t], rule.weights[:, :, t])
-        surprise = tuple(eta * s - theta * g for s, g in zip(surprise, gradients, strict=True))
+        sums = inner.sums(state, keys[:, :, t], values[:, :, t], rule.weights[:, :, t])
+        steps = zip(surprise, inner.step(sums), strict=True)
+        surprise = tuple(eta * s - theta * g for s, g in steps)
         state = tuple((1 - alpha) * m + s for m, s in zip(state, surprise, strict=True))
         states.append(state)
     return tuple(torch.stack(matrices, dim=2) for matrices in zip(*states, strict=True))
@@ -81,14 +82,14 @@ def start_states(
     Arguments and result as in :func:`running_states`.
     """
     start = tuple(m.unsqueeze(1) for m in initial)  # (h, 1, d, d): the same for every chunk
-    gradients = inner.gradient(start, keys, values, rule.weights)
+    steps = inner.step(inner.sums(start, keys, values, rule.weights))
     keep = 1 - rule.decay
     mix = _products_after(keep) @ _products_after(rule.momentum) * rule.step.unsqueeze(-2)
     mix = F.pad(mix, (0, 0, 1, 0))  # (B, h, T + 1, T): M_0 holds no chunk
     kept = F.pad(keep.cumprod(-1), (1, 0), value=1.0)[..., None, None]
     return tuple(
         kept * m - torch.einsum('bhtj,bhjde->bhtde', mix, g)
-        for m, g in zip(start, gradients, strict=True)
+        for m, g in zip(start, steps, strict=True)
     )
 
 
@@ -123,6 +124,69 @@ class ExactLinear(nn.Linear):
         return F.linear(x.to(dtype), self.weight.to(dtype), bias)
 
 
+class WriteLogits(nn.Linear):
+    """A L^-1 x with L L^T = cov x over the tokens of each chunk, for a softmax over them.
+
+    A fixed map sees little of what is rare in an image: the directions in which most tokens differ
+    drown it. Whitened, all directions count alike, as in the linear detector of Reed and Yu (IEEE
+    TASSP 38(10), 1990). A softmax over tokens ignores their mean and a bias, which are left out.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads h.
+        whiten: If not, A x.
+    """
+
+    def __init__(self, dim: int, num_heads: int, whiten: bool) -> None:
+        super().__init__(dim, num_heads, bias=False)
+        self.whiten = whiten
+
+    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
+        """``x (B, L, C), real (B, L) -> (B, L, h)`` in the dtype of the inner step.
+
+        ``real`` is 1 for the tokens that count in the covariance; ``None``: all do.
+        """
+        weight = self.weight.to(inner_dtype(x))
+        if self.whiten:
+            # Unlike torch.linalg.cholesky it does not make a CPU wait for its GPU's success.
+            factor = torch.linalg.cholesky_ex(shrunk_covariance(x, real)).L
+            # (B, h, C)
+            weight = torch.linalg.solve_triangular(factor, weight, upper=False, left=False)
+        return by_strips(lambda strip: strip.to(weight.dtype) @ weight.mT, x)
+
+
+def shrunk_covariance(x: Tensor, real: Tensor | None) -> Tensor:
+    """(1 - rho) S + rho tr(S)/C I with the sample covariance S, ``(B, L, C) -> (B, C, C)``.
+
+    The fewer the tokens for the channels, the less is known of S and the larger is rho: the oracle
+    approximating shrinkage of Chen, Wiesel, Eldar and Hero (IEEE TSP 58(10), 2010, equation 23).
+    ``real (B, L)``: 1 for the tokens that count; ``None``: all do.
+    """
+    dtype, dim = inner_dtype(x), x.size(-1)
+    real = x.new_ones(x.shape[:2], dtype=dtype) if real is None else real.to(dtype)
+    count = real.sum(1).clamp(min=1)[:, None, None]  # (B, 1, 1)
+    mean = square = 0
+    for part, weight in zip(strips(x), strips(real.unsqueeze(-1) / count), strict=True):
+        part = part.to(dtype)
+        weighted = weight * part
+        mean = mean + weighted.sum(1, keepdim=True)  # (B, 1, C)
+        square = square + weighted.mT @ part
+    sample = square - mean.mT @ mean
+    trace = sample.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    rho = shrinkage(sample.detach(), trace.detach(), count)
+    eye = torch.eye(dim, dtype=dtype, device=x.device)
+    return (1 - rho) * sample + (rho * trace / dim + 1e-6) * eye  # not 0 where all tokens are equal
+
+
+def shrinkage(sample: Tensor, trace: Tensor, count: Tensor) -> Tensor:
+    """rho of :func:`shrunk_covariance`, ``(B, 1, 1)``, taken as a constant by gradients."""
+    dim = sample.size(-1)
+    norm = sample.square().sum((1, 2), keepdim=True)
+    above = (1 - 2 / dim) * norm + trace.square()
+    below = (count + 1 - 2 / dim) * (norm - trace.square() / dim)
+    return (above / below.clamp(min=torch.finfo(below.dtype).tiny)).clamp(max=1)
+
+
 class OneOfThree(nn.Linear):
     """Queries (part 0), keys (1) or values (2), ``(B, N, C_m) -> (B, N, C_m)``.
 
@@ -139,20 +203,25 @@ class NeuralMemory(BaseModule):
     """The default memory: one weighted inner step over the image, then a read of what it wrote.
 
         z = LayerNorm(W_in x),  q, k, v = linear(z),  q and k of unit length per head
-        w = softmax over the chunk of a linear map of z, per head
-        M_t = M_{t-1} - grad 1/2 sum_n w_n ||f(k_n; M_{t-1}) - v_n||^2
+        w = softmax over the chunk of A L^-1 (z - mean z), per head, L L^T = cov z + eps I
+        L_t(M) = 1/2 sum_n w_n ||f(k_n; M) - v_n||^2
+        M_t = argmin_M L_t(M) + lambda/2 ||M - M_{t-1}||^2   (ridge)
+        M_t = M_{t-1} - grad L_t(M_{t-1})                    (any other inner model)
         G = W_out (f(q; M) - f(q; M_0))
 
-    With a weighted mean over unit keys the linear step is stable at any resolution, so it needs no
-    step size; a softmax can pick a few tokens out of thousands; and without f(q; M_0) the read is
-    not swamped by what every image shares. With one chunk (the default) the result does not depend
-    on the order of the tokens. W_out starts at zero: a neutral gate.
+    A softmax can pick a few tokens out of thousands, and whitening makes those stand out that are
+    rare in this image, in whichever direction they differ. The ridge regression reads a token as it
+    was written, however small its weight; with a weighted mean over unit keys either step is stable
+    at any resolution and needs no size. Without f(q; M_0) the read is not swamped by what every
+    image shares. With one chunk (the default) the result does not depend on the order of the
+    tokens. W_out starts at zero: a neutral gate.
 
     Args:
         dim: Channels C of the block.
         memory_dim: Channels C_m; default half of ``dim``, rounded to a multiple of 8.
         num_heads: Heads h; must divide ``memory_dim``.
-        inner_model: ``'linear'``, ``'two_layer'`` or ``'gated'``.
+        inner_model: ``'ridge'``, ``'linear'``, ``'two_layer'`` or ``'gated'``.
+        whiten: Whether tokens are whitened for the write weights; else w = softmax(A z).
         chunk_size: Tokens L in a chunk, in raster order; ``None``: the whole image.
         read: ``'after'``: every token reads the last memory; ``'before'``: a token of chunk t reads
             M_{t-1}, so that with one chunk it reads nothing of the image.
@@ -167,8 +236,9 @@ class NeuralMemory(BaseModule):
         self,
         dim: int,
         memory_dim: int | None = None,
-        num_heads: int = 4,
-        inner_model: str = 'linear',
+        num_heads: int = 8,
+        inner_model: str = 'ridge',
+        whiten: bool = True,
         chunk_size: int | None = None,
         read: str = 'after',
         gradient: str = 'running',
@@ -186,7 +256,7 @@ class NeuralMemory(BaseModule):
             )
         self.memory_dim, self.num_heads = memory_dim, num_heads
         self.chunk_size, self.read, self.gradient = chunk_size, read, gradient
-        self.inner_model = inner_model
+        self.inner_model, self.whiten = inner_model, whiten
         width = memory_dim // num_heads
 
         self.reduce = Linear(dim, memory_dim)
@@ -204,8 +274,7 @@ class NeuralMemory(BaseModule):
         return INNER_MODELS[self.inner_model]
 
     def build_write_rule(self) -> None:
-        # A softmax over tokens ignores a bias.
-        self.write_logits = ExactLinear(self.memory_dim, self.num_heads, bias=False)
+        self.write_logits = WriteLogits(self.memory_dim, self.num_heads, self.whiten)
 
     def reset_parameters(self) -> None:
         """Start neutral (W_out = 0) but ready to learn: unit-scale values, selective writing."""
@@ -219,8 +288,8 @@ class NeuralMemory(BaseModule):
         nn.init.zeros_(self.expand.bias)
 
     def reset_write_rule(self) -> None:
-        # Tokens have norm sqrt(C_m), so logits start with deviation 4: each head writes a handful
-        # of tokens that stand out. Near-equal weights would dilute a small cue among thousands of
+        # Channels have deviation 1, so logits start with deviation 4: each head writes a handful of
+        # tokens that stand out. Near-equal weights would dilute a small cue among thousands of
         # tokens until its gradient is lost in noise.
         nn.init.normal_(self.write_logits.weight, std=4 * self.memory_dim**-0.5)
 
@@ -264,13 +333,14 @@ class NeuralMemory(BaseModule):
         with full_precision(tokens):
             rule = self.write_rule(tokens.unsqueeze(1), None if real is None else real.unsqueeze(1))
         weights = rule.weights.squeeze(2).transpose(1, 2)  # (B, N, h)
-        gradients = []
+        sums = []
         for z, w in zip(strips(tokens), strips(weights), strict=True):
             keys, values = (f(z, dtype).transpose(1, 2) for f in (self.keys, self.values))
             with full_precision(z):
-                gradients.append(self.inner.gradient(initial, keys, values, w.transpose(1, 2)))
-        step = -rule.step[..., None]  # (B, h, 1, 1)
-        written = tuple(step * torch.stack(parts).sum(0) for parts in zip(*gradients, strict=True))
+                sums.append(self.inner.sums(initial, keys, values, w.transpose(1, 2)))
+        with full_precision(tokens):
+            step = self.inner.step(tuple(torch.stack(s).sum(0) for s in zip(*sums, strict=True)))
+        written = tuple(-rule.step[..., None] * m for m in step)  # (B, h, d, d)
 
         def read(z: Tensor) -> Tensor:
             queries = self.queries(z, dtype).transpose(1, 2)
@@ -319,8 +389,10 @@ class NeuralMemory(BaseModule):
 
         ``real`` is 1 for a real pixel and 0 for padding; ``None``: all are real.
         """
-        logits = by_strips(self.write_logits, tokens.flatten(1, 2))
-        logits = logits.transpose(1, 2).unflatten(2, tokens.shape[1:3])  # (B, h, T, L)
+        logits = self.write_logits(  # (B T, L, h)
+            tokens.flatten(0, 1), None if real is None else real.flatten(0, 1)
+        )
+        logits = logits.unflatten(0, tokens.shape[:2]).permute(0, 3, 1, 2)  # (B, h, T, L)
         if real is None:
             weights = logits.softmax(-1)
         else:
@@ -371,14 +443,20 @@ class PublishedNeuralMemory(NeuralMemory):
         self,
         dim: int,
         memory_dim: int | None = None,
-        num_heads: int = 4,
+        num_heads: int = 8,
         inner_model: str = 'linear',
         chunk_size: int = 196,
         step: float = 1.0,
         gradient: str = 'running',
     ) -> None:
         super().__init__(
-            dim, memory_dim, num_heads, inner_model, chunk_size, read='before', gradient=gradient
+            dim,
+            memory_dim,
+            num_heads,
+            inner_model,
+            chunk_size=chunk_size,
+            read='before',
+            gradient=gradient,
         )
         self.step = step
 

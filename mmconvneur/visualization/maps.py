@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, jacrev, jvp
 
 from ..errors import UsageError
-from ..models.inner_models import INNER_MODELS
+from ..models.inner_models import INNER_MODELS, regularised
 from ..models.neural_memory import WriteRule, inner_dtype
 from .taps import FusionTap, MemoryTap
 
@@ -72,12 +72,14 @@ def projections(tap: MemoryTap) -> tuple[Tensor, Tensor, Tensor]:
 def read_weights(tap: MemoryTap, row: int, column: int) -> Tensor:
     """a_pn, ``(h, H, W)``: the weight of each token n when the token p at a place of the map reads.
 
-    With the linear inner model, whatever the chunks, and c_n as in :func:`write_weights` for the
-    memory that p reads, what the image contributes to the readout is
+    With a linear map as inner model, whatever the chunks, and c_n as in :func:`write_weights` for
+    the memory that p reads, what the image contributes to the readout is
 
-        y_p = sum_n a_pn (v_n - k_n M),   a_pn = c_n (q_p . k_n)
+        y_p = sum_n a_pn (v_n - k_n M),   a_pn = c_n (q_p . k_n)                      (linear)
+                                          a_pn = c_n q_p (H + lambda I)^-1 k_n^T      (ridge)
 
-    M being the memory at which the gradient of n was taken. Any other inner model f is followed
+    M being the memory at which the gradient of n was taken and H the second derivative of the loss
+    of its chunk. Any other inner model f is followed
     along the straight path from M_0 to M_1 = M_0 + D, with J_x(M) the Jacobian of f(x; M) in M:
 
         y_p = f(q_p; M_1) - f(q_p; M_0) = sum_n c_n K_pn (v_n - f(k_n; M_0)),
@@ -87,22 +89,35 @@ def read_weights(tap: MemoryTap, row: int, column: int) -> Tensor:
     the linear model K_pn = (q_p . k_n) I, so that the two agree.
 
     Raises:
-        UsageError: For another inner model than the linear with chunks: not defined here.
+        UsageError: For another inner model than these two with chunks: not defined here.
     """
     memory, token = tap.memory, row * tap.real.size(1) + column
     length = memory.chunk_size or tap.real.numel()
     coefficients = write_weights(tap, None if memory.read == 'after' else token // length)
     queries, keys, values = projections(tap)
-    if memory.inner == INNER_MODELS['linear']:
+    if memory.inner == INNER_MODELS['ridge']:
+        keys = _evened(tap, keys)
+    if memory.inner in (INNER_MODELS['ridge'], INNER_MODELS['linear']):
         kernel = torch.einsum('hd,hnd->hn', queries[:, token], keys)
     elif memory.read == 'after' and length >= tap.real.numel():
         kernel = _path_kernel(tap, coefficients.flatten(1), queries[:, [token]], keys, values)
     else:
         raise UsageError(
-            'read maps of a memory in chunks are defined for inner_model="linear" only, where what '
-            'a token wrote does not depend on what was written before'
+            'read maps of a memory in chunks are defined for inner_model="ridge" and "linear" '
+            'only, where what a token wrote does not depend on what was written before'
         )
     return coefficients * kernel.unflatten(1, tap.real.shape)
+
+
+def _evened(tap: MemoryTap, keys: Tensor) -> Tensor:
+    """k_n (H + lambda I)^-1 with the H of the chunk of n, ``(h, N, d) -> (h, N, d)``."""
+    chunks, weights = (
+        tap.memory.chunked(keys),
+        _write_rule(tap).weights[0],
+    )  # (h, T, L, d), (h, T, L)
+    curvature = (weights.unsqueeze(-1) * chunks).mT @ chunks  # (h, T, d, d)
+    evened = torch.linalg.solve(regularised(curvature), chunks.mT).mT
+    return evened.flatten(1, 2)[:, : keys.size(1)]
 
 
 def _path_kernel(

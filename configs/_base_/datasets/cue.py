@@ -16,7 +16,7 @@ dataset = dict(
     seg_map_suffix='.png',
 )
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=0,
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(

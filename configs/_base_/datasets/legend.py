@@ -7,6 +7,6 @@ dataset = dict(
         palette=[[0, 0, 0], [40, 40, 40], [235, 235, 235], [150, 90, 200]],
     ),
 )
-train_dataloader = dict(batch_size=8, dataset=dataset)
+train_dataloader = dict(dataset=dataset)
 val_dataloader = dict(dataset=dataset)
 test_dataloader = val_dataloader

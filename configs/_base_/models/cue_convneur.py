@@ -5,7 +5,7 @@ _base_ = 'encoder_decoder.py'
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(
-        arch=dict(channels=(48, 96), depths=(2, 1), mlp_ratio=3, kernel_size=3),
+        arch=dict(channels=(48, 96), depths=(2, 1), mlp_ratio=2, kernel_size=3),
         out_indices=(0, 1),
         init_cfg=None,
     ),
@@ -13,7 +13,7 @@ model = dict(
         type='SegformerHead',
         in_channels=[48, 96],
         in_index=[0, 1],
-        channels=64,
+        channels=32,
         num_classes=4,
         dropout_ratio=0.0,
         norm_cfg=dict(type='BN'),

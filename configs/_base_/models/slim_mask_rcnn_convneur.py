@@ -2,7 +2,12 @@
 _base_ = 'mask_rcnn_convneur.py'
 model = dict(
     # PyTorch's own initialisation learns faster here than a deviation of 0.02.
-    backbone=dict(arch='m1', init_cfg=None),
+    # The memory of the released weights: a gradient step, writes that are not whitened.
+    backbone=dict(
+        arch='m1',
+        init_cfg=None,
+        global_mixer=dict(type='NeuralMemory', num_heads=4, inner_model='linear', whiten=False),
+    ),
     neck=dict(in_channels=[40, 80, 160, 320], out_channels=64, num_outs=4),
     rpn_head=dict(
         in_channels=64,
