@@ -44,8 +44,9 @@ def mixer(name: str, **options) -> dict:
     return dict(global_mixer=dict(type=name, **options))
 
 
-def narrow_or_wide(*memory_dims: int) -> dict:
-    return dict(global_mixer=[dict(type='NeuralMemory', memory_dim=d) for d in memory_dims])
+def memory_of(num_heads: int, *memory_dims: int) -> dict:
+    options = dict(type='NeuralMemory', num_heads=num_heads)
+    return dict(global_mixer=[options | dict(memory_dim=dim) for dim in memory_dims])
 
 
 ROWS = {  # options of the backbone
@@ -68,8 +69,8 @@ ROWS = {  # options of the backbone
     'placement block': mixer('NeuralMemory') | dict(placement='block'),
     'placement stage 1 alone': mixer('NeuralMemory') | dict(placement=[0]),
     'placement stage 2 alone': mixer('NeuralMemory') | dict(placement=[1]),
-    'C_m halved': narrow_or_wide(12, 24),
-    'C_m doubled': narrow_or_wide(48, 96),
+    'C_m and heads halved': memory_of(4, 12, 24),
+    'C_m and heads doubled': memory_of(16, 48, 96),
 }
 
 
