@@ -95,7 +95,7 @@ class Run(NamedTuple):
 
     def config(self, iterations: int | None) -> Config:
         cfg = load(self.task)
-        cfg.model.backbone.update(ROWS[self.row])
+        cfg.model.backbone = backbone(cfg, self.row)
         cfg.optim_wrapper.optimizer.lr = self.rate
         cfg.randomness = dict(seed=self.seed)
         cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
@@ -112,6 +112,10 @@ class Run(NamedTuple):
 
 def load(task: str) -> Config:
     return Config.fromfile(ROOT / 'configs' / f'{TASKS[task].config}.py')
+
+
+def backbone(cfg: Config, row: str) -> dict:
+    return cfg.model.backbone.to_dict() | ROWS[row]  # mmengine's own update would merge mixers
 
 
 def rates(task: str) -> list[float]:
@@ -206,9 +210,7 @@ def section(task: str, results: list[dict], out: Path) -> str:
     """Tables of one task; its pictures go to OUT/images."""
     cfg = load(task)
     size = cfg.model.data_preprocessor.size
-    backbones = {
-        row: cfg.model.backbone | ROWS[row] for row in dict.fromkeys(r['row'] for r in results)
-    }
+    backbones = {row: backbone(cfg, row) for row in dict.fromkeys(r['row'] for r in results)}
     found = comparison.costs(backbones, size, cfg.train_dataloader.batch_size)
     images = {what: f'images/global_branches_{task}_{what}.png' for what in ('costs', 'curves')}
     comparison.plot_costs(results, found, out / images['costs'])

@@ -12,7 +12,6 @@ import statistics
 from pathlib import Path
 
 import torch
-from mmengine.config import ConfigDict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .backbones import build
@@ -60,14 +59,11 @@ def at_best(runs: list[dict]) -> list[dict]:
     return [r for r in runs if r['rate'] == best_rate(runs)]
 
 
-def costs(
-    backbones: dict[str, ConfigDict], size: tuple[int, int], batch_size: int
-) -> dict[str, dict]:
+def costs(backbones: dict[str, dict], size: tuple[int, int], batch_size: int) -> dict[str, dict]:
     """Per row: training step at a size in pixels, and MACs of a forward pass there and at DETECTOR.
 
     MACs are counted without computing, so that they are known also where memory would not do.
     """
-    backbones = {row: backbone.to_dict() for row, backbone in backbones.items()}
     contestants = [Contestant(row, b, 'contiguous', 'eager') for row, b in backbones.items()]
     case = Case(*size, batch_size, 'float32', 'train')
     cpu = torch.device('cpu')
