@@ -109,16 +109,17 @@ def test_macs_of_a_block_of_convneur():
     by_hand += tokens * dim * (2 * dim) * 2  # W_1, W_2
     assert measure.count_macs(lambda: local(x)) == 2 * by_hand
 
-    per_head = tokens * head_width * head_width
+    square = memory_dim * memory_dim
     by_hand = tokens * dim * memory_dim  # W_in
-    by_hand += tokens * memory_dim * memory_dim * 3  # q, k, v
-    by_hand += tokens * memory_dim * memory_dim  # covariance
+    by_hand += (tokens + 1) * square  # covariance: squares, and of the mean
     by_hand += tokens * memory_dim * heads  # write weights
-    by_hand += heads * per_head  # inner step: K M_0
-    by_hand += heads * per_head  # inner step: K^T E
-    by_hand += heads * per_head  # inner step: K^T K
-    by_hand += heads * per_head  # read: q (M - M_0)
-    by_hand += tokens * memory_dim * dim  # W_out
+    by_hand += tokens * square * 2  # q, k
+    by_hand += tokens * square  # inner step: K^T z of all heads
+    by_hand += tokens * head_width * memory_dim  # inner step: K^T K
+    by_hand += square * head_width  # inner step: values of the sums
+    by_hand += heads * head_width**3  # inner step: H M_0
+    by_hand += memory_dim * head_width * dim  # read and W_out as one matrix
+    by_hand += tokens * memory_dim * dim  # read
     assert measure.count_macs(lambda: memory(x)) == 2 * by_hand
 
 

@@ -17,7 +17,7 @@ def test_closed_form_is_the_step_down_the_loss(name):
     weights = tuple(draw(WIDTH, WIDTH, seed=i) for i in range(model.num_weights))
     keys, values, w = draw(TOKENS, WIDTH, seed=5), draw(TOKENS, WIDTH, seed=6), draw(TOKENS, seed=7)
     expected = step(name, weights, keys, values, w.abs())
-    actual = model.step(model.sums(weights, keys, values, w.abs()))
+    actual = model.step(weights, keys, values, w.abs())
     assert len(actual) == len(expected) == model.num_weights
     for a, e in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, e, rtol=0, atol=1e-10)
@@ -44,7 +44,7 @@ def test_closed_form_is_differentiable(name):
     w = draw(5, seed=7).abs().requires_grad_()
 
     def closed_form(keys, values, w, *weights):
-        return model.step(model.sums(weights, keys, values, w))
+        return model.step(weights, keys, values, w)
 
     assert torch.autograd.gradcheck(closed_form, (keys, values, w, *weights))
 
@@ -53,7 +53,7 @@ def test_ridge_step_leads_to_the_minimum():
     """Where the loss plus lambda/2 ||W' - W||^2 is flat; a rare key is read as it was written."""
     model, start = INNER_MODELS['ridge'], draw(WIDTH, WIDTH, seed=1)
     keys, values, w = draw(TOKENS, WIDTH, seed=5), draw(TOKENS, WIDTH, seed=6), draw(TOKENS, seed=7)
-    (change,) = model.step(model.sums((start,), keys, values, w.abs()))
+    (change,) = model.step((start,), keys, values, w.abs())
     end = (start - change).requires_grad_()
     errors = (keys @ end - values).square().sum(1)
     total = (w.abs() * errors).sum() / 2 + RIDGE / 2 * (end - start).square().sum()
@@ -62,6 +62,6 @@ def test_ridge_step_leads_to_the_minimum():
 
     eye = torch.eye(WIDTH, dtype=torch.float64)  # orthogonal keys, the first with a weight of 0.1
     w = torch.tensor([0.1] + [0.9 / (WIDTH - 1)] * (WIDTH - 1), dtype=torch.float64)
-    (change,) = model.step(model.sums((0 * eye,), eye, values[:WIDTH], w))
+    (change,) = model.step((0 * eye,), eye, values[:WIDTH], w)
     expected = -values[:1] * 0.1 / (0.1 + RIDGE)
     torch.testing.assert_close(change[:1], expected, rtol=0, atol=1e-10)

@@ -83,6 +83,24 @@ def test_mask_equals_removing_the_tokens(form):
     assert_equals_reference(build(PublishedNeuralMemory, chunk_size=11), 'linear', mask)
 
 
+@pytest.mark.parametrize('name', ['qkv', 'expand'])
+def test_a_layer_that_took_the_place_of_ours_is_called(name):
+    class Doubled(torch.nn.Module):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, *inputs):
+            return 2 * self.layer(*inputs)
+
+    memory, doubled = build(), build()
+    setattr(doubled, name, Doubled(getattr(doubled, name)))
+    with torch.no_grad():
+        for parameter in getattr(memory, name).parameters():
+            parameter.mul_(2)
+    torch.testing.assert_close(doubled(image()), memory(image()), rtol=0, atol=1e-10)
+
+
 def test_masked_pixels_do_not_reach_the_others():
     memory, x, mask = build(), image(), torch.ones(BATCH, 1, HEIGHT_, WIDTH_)
     mask[:, :, :, 5:] = 0
@@ -143,11 +161,11 @@ def test_inner_step_stays_in_float32_under_autocast(monkeypatch):
     seen = set()
     inner = INNER_MODELS['ridge']
 
-    def spy(weights, keys, values, w):
-        seen.update(t.dtype for t in (*weights, keys, values, w))
-        return inner.sums(weights, keys, values, w)
+    def spy(weights, cross, curvature):
+        seen.update(t.dtype for t in (*weights, cross, curvature))
+        return inner.solve(weights, cross, curvature)
 
-    monkeypatch.setitem(INNER_MODELS, 'ridge', inner._replace(sums=spy))
+    monkeypatch.setitem(INNER_MODELS, 'ridge', inner._replace(solve=spy))
     x = image().float()
     with torch.autocast('cpu', torch.bfloat16):
         out = memory(x)

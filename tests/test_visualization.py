@@ -134,7 +134,7 @@ def test_a_gate_is_the_sigmoid_of_the_cue():
     with capture(backbone) as taps:
         backbone(image)
     x = backbone.downsample_layers[0](image)
-    cue = reference.neural_memory(backbone.stages[0][0].global_branch, 'linear', x)[0]
+    cue = reference.neural_memory(backbone.stages[0][0].global_branch, 'ridge', x)[0]
     expected = 1 / (1 + torch.exp(-cue))
     assert expected.std() > 0.01
     torch.testing.assert_close(gate(taps.fusions['stages.0.0']), expected, **EXACT)

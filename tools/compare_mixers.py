@@ -58,7 +58,6 @@ ROWS = {  # options of the backbone
     'PublishedNeuralMemory': mixer('PublishedNeuralMemory'),
     'NonLocal': mixer('NonLocal'),
     'CBAM': mixer('CBAM'),
-    '4 heads instead of 8': mixer('NeuralMemory', num_heads=4),
     'read before, chunks of 196': mixer('NeuralMemory', chunk_size=196, read='before'),
     'writes not whitened': mixer('NeuralMemory', whiten=False),
     'inner model linear': mixer('NeuralMemory', inner_model='linear'),

@@ -32,18 +32,20 @@ class InnerModel(NamedTuple):
         num_weights: How many matrices W holds.
         apply: ``(W, x (..., N, d)) -> (..., N, d)``.
         change: ``(W, D, x) -> f(x; W + D) - f(x; W)``.
-        sums: ``(W, keys (..., N, d), values (..., N, d), w (..., N)) ->`` what the step needs of
-            the tokens, each ``(..., d, d)`` and a sum over them: dL/dW at least.
+        step: ``(W, keys (..., N, d), values (..., N, d), w (..., N)) -> D``, each ``(..., d, d)``,
+            to be subtracted from W.
         init_std: Standard deviation of the initial matrices for a head width d.
-        step: ``sums -> D``, each ``(..., d, d)``, to be subtracted from W.
+        solve: Where f is linear in one matrix W, the step from the two sums over tokens that it
+            takes, ``(W, R, H) -> D`` with R = K^T (w * V) and H = K^T (w * K), each
+            ``(..., d, d)``; else ``None``.
     """
 
     num_weights: int
     apply: Callable[[Weights, Tensor], Tensor]
     change: Callable[[Weights, Weights, Tensor], Tensor]
-    sums: Callable[[Weights, Tensor, Tensor, Tensor], Weights]
+    step: Callable[[Weights, Tensor, Tensor, Tensor], Weights]
     init_std: Callable[[int], float]
-    step: Callable[[Weights], Weights] = lambda gradient: gradient
+    solve: Callable[[Weights, Tensor, Tensor], Weights] | None = None
 
 
 def silu_derivative(x: Tensor) -> Tensor:
@@ -63,33 +65,37 @@ def linear_change(weights: Weights, change: Weights, x: Tensor) -> Tensor:
     return linear(change, x)
 
 
-def linear_gradient(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) -> Weights:
-    """G = K^T E with E = w * (K W - V)."""
-    error = w.unsqueeze(-1) * (linear(weights, keys) - values)
-    return (keys.mT @ error,)
+def gradient_solve(weights: Weights, cross: Tensor, curvature: Tensor) -> Weights:
+    """G = K^T (w * (K W - V)) = H W - R."""
+    (w,) = weights
+    return (curvature @ w - cross,)
 
 
-def ridge_sums(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) -> Weights:
-    """G as for the linear model, and the second derivative H = K^T (w * K)."""
-    weighted = w.unsqueeze(-1) * keys
-    return weighted.mT @ (linear(weights, keys) - values), weighted.mT @ keys
-
-
-def ridge_step(sums: Weights) -> Weights:
+def ridge_solve(weights: Weights, cross: Tensor, curvature: Tensor) -> Weights:
     """(H + lambda I)^-1 G: from W to the minimum of L(W') + lambda/2 ||W' - W||^2.
 
     A ridge regression: what is read for a key is the value written with it, however small its
     weight among the others, as long as that is large beside lambda (MesaNet, arXiv 2506.05233).
     """
-    gradient, curvature = sums
+    gradient = gradient_solve(weights, cross, curvature)
     # Unlike torch.linalg.solve it does not make a CPU wait for its GPU to report success.
-    return (torch.linalg.solve_ex(regularised(curvature), gradient).result,)
+    return (torch.linalg.solve_ex(regularised(curvature), *gradient).result,)
 
 
 def regularised(curvature: Tensor) -> Tensor:
     """H + lambda I. With unit keys and weights that sum to one the trace of H is 1."""
     eye = torch.eye(curvature.size(-1), dtype=curvature.dtype, device=curvature.device)
     return curvature + RIDGE * eye
+
+
+def matrix_memory(init_std: Callable[[int], float], solve: Callable[..., Weights]) -> InnerModel:
+    """f(x; W) = x W with a step that two sums over tokens decide."""
+
+    def step(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) -> Weights:
+        weighted = w.unsqueeze(-1) * keys
+        return solve(weights, weighted.mT @ values, weighted.mT @ keys)
+
+    return InnerModel(1, linear, linear_change, step, init_std, solve)
 
 
 def two_layer(weights: Weights, x: Tensor) -> Tensor:
@@ -140,8 +146,8 @@ def _near_zero(width: int) -> float:
 
 
 INNER_MODELS = {
-    'ridge': InnerModel(1, linear, linear_change, ridge_sums, _near_zero, ridge_step),
-    'linear': InnerModel(1, linear, linear_change, linear_gradient, _near_zero),
+    'ridge': matrix_memory(_near_zero, ridge_solve),
+    'linear': matrix_memory(_near_zero, gradient_solve),
     'two_layer': InnerModel(2, two_layer, _change(two_layer), two_layer_gradient, _fan_in),
     'gated': InnerModel(2, gated, _change(gated), gated_gradient, _fan_in),
 }

@@ -63,9 +63,8 @@ def running_states(
     states = [state]
     for t in range(num_chunks):
         theta, eta, alpha = (r[:, :, t, None, None] for r in rule[1:])
-        sums = inner.sums(state, keys[:, :, t], values[:, :, t], rule.weights[:, :, t])
-        steps = zip(surprise, inner.step(sums), strict=True)
-        surprise = tuple(eta * s - theta * g for s, g in steps)
+        steps = inner.step(state, keys[:, :, t], values[:, :, t], rule.weights[:, :, t])
+        surprise = tuple(eta * s - theta * g for s, g in zip(surprise, steps, strict=True))
         state = tuple((1 - alpha) * m + s for m, s in zip(state, surprise, strict=True))
         states.append(state)
     return tuple(torch.stack(matrices, dim=2) for matrices in zip(*states, strict=True))
@@ -82,7 +81,7 @@ def start_states(
     Arguments and result as in :func:`running_states`.
     """
     start = tuple(m.unsqueeze(1) for m in initial)  # (h, 1, d, d): the same for every chunk
-    steps = inner.step(inner.sums(start, keys, values, rule.weights))
+    steps = inner.step(start, keys, values, rule.weights)
     keep = 1 - rule.decay
     mix = _products_after(keep) @ _products_after(rule.momentum) * rule.step.unsqueeze(-2)
     mix = F.pad(mix, (0, 0, 1, 0))  # (B, h, T + 1, T): M_0 holds no chunk
@@ -163,15 +162,15 @@ def shrunk_covariance(x: Tensor, real: Tensor | None) -> Tensor:
     ``real (B, L)``: 1 for the tokens that count; ``None``: all do.
     """
     dtype, dim = inner_dtype(x), x.size(-1)
-    real = x.new_ones(x.shape[:2], dtype=dtype) if real is None else real.to(dtype)
-    count = real.sum(1).clamp(min=1)[:, None, None]  # (B, 1, 1)
-    mean = square = 0
-    for part, weight in zip(strips(x), strips(real.unsqueeze(-1) / count), strict=True):
-        part = part.to(dtype)
-        weighted = weight * part
-        mean = mean + weighted.sum(1, keepdim=True)  # (B, 1, C)
-        square = square + weighted.mT @ part
-    sample = square - mean.mT @ mean
+    count = x.size(1) if real is None else real.to(dtype).sum(1).clamp(min=1)[:, None, None]
+    kept = x if real is None else x * real.unsqueeze(-1)
+    total = square = 0
+    for part, weighted in zip(strips(x), strips(kept), strict=True):
+        weighted = weighted.to(dtype)
+        total = total + weighted.sum(1, keepdim=True)  # (B, 1, C)
+        square = square + weighted.mT @ part.to(dtype)
+    mean = total / count
+    sample = square / count - mean.mT @ mean
     trace = sample.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
     rho = shrinkage(sample.detach(), trace.detach(), count)
     eye = torch.eye(dim, dtype=dtype, device=x.device)
@@ -194,8 +193,11 @@ class OneOfThree(nn.Linear):
     """
 
     def forward(self, tokens: Tensor, part: int) -> Tensor:
-        weight, bias = (p.chunk(3)[part] for p in (self.weight, self.bias))
-        return linear(tokens, weight, bias)
+        return linear(tokens, *self.of(part, self.weight.dtype))
+
+    def of(self, part: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Weight ``(C_m, C_m)`` and bias ``(C_m)`` of a part."""
+        return tuple(p.chunk(3)[part].to(dtype) for p in (self.weight, self.bias))
 
 
 @MIXERS.register_module()
@@ -315,40 +317,56 @@ class NeuralMemory(BaseModule):
         x = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
         tokens = by_strips(self.embed, x)  # (B, N, C_m)
         real = None if mask is None else mask.flatten(1)  # (B, N)
-        whole = self.chunk_size is None and self.read == 'after'
-        out = self.whole_image(tokens, real) if whole else self.in_chunks(tokens, real)
+        out = self.whole_image(tokens, real) if self.folds else self.in_chunks(tokens, real)
         return out.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
     def embed(self, x: Tensor) -> Tensor:
         return self.norm(self.reduce(x))
 
-    def whole_image(self, tokens: Tensor, real: Tensor | None) -> Tensor:
-        """One chunk that all tokens read: what :meth:`in_chunks` does, strip by strip.
+    @property
+    def folds(self) -> bool:
+        """Whether :meth:`whole_image` will do: a matrix, written as one chunk and read by all.
 
-        The gradient is a sum over tokens, and a read concerns one token. One step from M_0 has no
-        momentum yet, and nothing before it that could decay.
+        Layers that took the place of ours (an adapter, a quantised one) are called on the tokens.
+        """
+        ours = type(self.qkv) is OneOfThree and type(self.expand) is Linear
+        one_chunk = self.chunk_size is None and self.read == 'after'
+        return ours and one_chunk and self.inner.solve is not None
+
+    def whole_image(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+        """What :meth:`in_chunks` does, with small matrices in place of maps over all tokens.
+
+            sum_n w_n k_n^T v_n = (sum_n w_n k_n^T z_n) W_v + (sum_n w_n k_n^T) b_v
+            W_out (q D) = q (D W_out)
+
+        One step from M_0 has no momentum yet, and nothing before it that could decay.
         """
         dtype = inner_dtype(tokens)
-        initial = self.initial_memory(dtype)
         with full_precision(tokens):
             rule = self.write_rule(tokens.unsqueeze(1), None if real is None else real.unsqueeze(1))
         weights = rule.weights.squeeze(2).transpose(1, 2)  # (B, N, h)
-        sums = []
+        cross = curvature = total = 0
         for z, w in zip(strips(tokens), strips(weights), strict=True):
-            keys, values = (f(z, dtype).transpose(1, 2) for f in (self.keys, self.values))
+            keys = self.keys(z, dtype)  # (B, L, h, d)
             with full_precision(z):
-                sums.append(self.inner.sums(initial, keys, values, w.transpose(1, 2)))
+                weighted = w.unsqueeze(-1) * keys
+                cross = cross + weighted.flatten(2).mT @ z.to(dtype)  # (B, C_m, C_m)
+                curvature = curvature + weighted.permute(0, 2, 3, 1) @ keys.transpose(1, 2)
+                total = total + weighted.sum(1).unsqueeze(-1)  # (B, h, d, 1)
         with full_precision(tokens):
-            step = self.inner.step(tuple(torch.stack(s).sum(0) for s in zip(*sums, strict=True)))
-        written = tuple(-rule.step[..., None] * m for m in step)  # (B, h, d, d)
+            weight, bias = (p.unflatten(0, (self.num_heads, -1)) for p in self.qkv.of(2, dtype))
+            cross = cross.unflatten(1, (self.num_heads, -1)) @ weight.mT  # (B, h, d, d)
+            cross = cross + total * bias.unsqueeze(1)
+            (step,) = self.inner.solve(self.initial_memory(dtype), cross, curvature)
+            written = -rule.step.unsqueeze(-1) * step  # (B, h, d, d)
+            expand = self.expand.weight.to(dtype).mT.unflatten(0, (self.num_heads, -1))
+            read = (written @ expand).flatten(1, 2).to(tokens.dtype)  # (B, C_m, C)
 
-        def read(z: Tensor) -> Tensor:
-            queries = self.queries(z, dtype).transpose(1, 2)
-            with full_precision(z):
-                out = self.readout(initial, written, queries)  # (B, h, L, d)
-            return self.expand(out.transpose(1, 2).flatten(2).to(z.dtype))
+        def readout(z: Tensor) -> Tensor:
+            queries = self.queries(z, dtype).flatten(2).to(z.dtype)
+            return torch.baddbmm(self.expand.bias, queries, read)
 
-        return by_strips(read, tokens)
+        return by_strips(readout, tokens)
 
     def in_chunks(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         if real is None:  # what fills the last chunk up is not

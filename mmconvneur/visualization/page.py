@@ -97,7 +97,7 @@ def _reads(scene: Scene, taps: Taps, pixels: Iterable[tuple[int, int]]) -> Itera
             f'reads_{x}_{y}',
             f'Read weights of pixel ({x}, {y})',
             'The weight that each head of the memory gives to every place when the pixel at the '
-            'cross reads: for the linear memory the write weight times query times key.',
+            'cross reads: how much of what was written there it gets back.',
             drawing.draw_reads(scene, readable, (x, y)),
         )
 
