@@ -111,7 +111,7 @@ def test_macs_of_a_block_of_convneur():
 
     square = memory_dim * memory_dim
     by_hand = tokens * dim * memory_dim  # W_in
-    by_hand += (tokens + 1) * square  # covariance: squares, and of the mean
+    by_hand += tokens * square  # covariance
     by_hand += tokens * memory_dim * heads  # write weights
     by_hand += tokens * square * 2  # q, k
     by_hand += tokens * square  # inner step: K^T z of all heads

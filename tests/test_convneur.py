@@ -151,7 +151,7 @@ def test_short_and_scoped_name_build_from_every_scope():
     + [dict(fusion='add'), dict(fusion='concat', placement='block'), dict(placement=[1, 3]),
        dict(global_mixer=None), dict(global_mixer=[None, MEMORY, None, MEMORY]),
        dict(out_indices=(1,)),
-       dict(global_mixer=dict(type='NeuralMemory', num_heads=2, chunk_size=5, gradient='start')),
+       dict(global_mixer=dict(type='NeuralMemory', num_heads=2, chunk_size=5)),
        dict(global_mixer=dict(type='NeuralMemory', num_heads=2, chunk_size=5, read='before'))],
     ids=str,
 )  # fmt: skip

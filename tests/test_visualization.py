@@ -161,8 +161,8 @@ def test_write_weights_are_a_softmax_over_the_real_tokens(masked):
 LINEAR = [
     (NeuralMemory, dict()),
     (NeuralMemory, dict(inner_model='linear', whiten=False)),
-    (NeuralMemory, dict(chunk_size=11, gradient='start')),
-    (NeuralMemory, dict(chunk_size=11, gradient='start', read='before')),
+    (NeuralMemory, dict(chunk_size=11, gradient='start', inner_model='linear')),
+    (NeuralMemory, dict(chunk_size=11, gradient='start', read='before', inner_model='linear')),
     (NeuralMemory, dict(read='before')),
     (PublishedNeuralMemory, dict(chunk_size=11, gradient='start')),
 ]

@@ -2,7 +2,8 @@
 
 Same data, budget, learning rates and seeds for every row: the first seed takes every rate, the
 other seeds take the row's best. One process and one thread per run. Finished runs are kept in
-OUT/benchmarks/global_branches.json and not repeated, so an interrupted study continues. Writes
+OUT/benchmarks/global_branches.json and not repeated, so an interrupted study continues; each is
+known by its config, and remembers the source of the models it was run with. Writes
 OUT/global_branches.md and its pictures.
 """
 

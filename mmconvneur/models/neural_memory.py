@@ -24,6 +24,8 @@ from .bottleneck import check_num_heads, half_width
 from .inner_models import INNER_MODELS, InnerModel, Weights
 from .pointwise import Linear, by_strips, linear, strips
 
+FLOOR = 1e-4  # of the covariance of tokens of unit scale: below it there is rounding of bfloat16
+
 
 class WriteRule(NamedTuple):
     """How strongly each token and each chunk is written.
@@ -124,11 +126,11 @@ class ExactLinear(nn.Linear):
 
 
 class WriteLogits(nn.Linear):
-    """A L^-1 x with L L^T = cov x over the tokens of each chunk, for a softmax over them.
+    """A L^-1 x, L L^T the :func:`shrunk_covariance` of each chunk, for a softmax over its tokens.
 
     A fixed map sees little of what is rare in an image: the directions in which most tokens differ
-    drown it. Whitened, all directions count alike, as in the linear detector of Reed and Yu (IEEE
-    TASSP 38(10), 1990). A softmax over tokens ignores their mean and a bias, which are left out.
+    drown it. Whitened, all directions count alike, in the spirit of the detector of Reed and Yu
+    (IEEE TASSP 38(10), 1990). A softmax ignores the mean of x and a bias, which are left out.
 
     Args:
         dim: Channels C.
@@ -155,26 +157,30 @@ class WriteLogits(nn.Linear):
 
 
 def shrunk_covariance(x: Tensor, real: Tensor | None) -> Tensor:
-    """(1 - rho) S + rho tr(S)/C I with the sample covariance S, ``(B, L, C) -> (B, C, C)``.
+    """(1 - rho) S + (rho tr(S)/C + 1e-4) I, S the covariance of tokens, ``(B, L, C) -> (B, C, C)``.
 
     The fewer the tokens for the channels, the less is known of S and the larger is rho: the oracle
     approximating shrinkage of Chen, Wiesel, Eldar and Hero (IEEE TSP 58(10), 2010, equation 23).
     ``real (B, L)``: 1 for the tokens that count; ``None``: all do.
     """
     dtype, dim = inner_dtype(x), x.size(-1)
-    count = x.size(1) if real is None else real.to(dtype).sum(1).clamp(min=1)[:, None, None]
-    kept = x if real is None else x * real.unsqueeze(-1)
-    total = square = 0
-    for part, weighted in zip(strips(x), strips(kept), strict=True):
-        weighted = weighted.to(dtype)
-        total = total + weighted.sum(1, keepdim=True)  # (B, 1, C)
-        square = square + weighted.mT @ part.to(dtype)
-    mean = total / count
-    sample = square / count - mean.mT @ mean
+    if real is None:
+        count, mean = x.size(1), x.mean(1, keepdim=True, dtype=dtype)  # (B, 1, C)
+    else:
+        absent = ~real.bool().unsqueeze(-1)
+        count = real.to(dtype).sum(1).clamp(min=1)[:, None, None]
+        mean = x.masked_fill(absent, 0).sum(1, keepdim=True, dtype=dtype) / count
+        x = torch.where(absent, mean, x)
+    sample = 0
+    for part in strips(x):
+        # Centred first: E[x x^T] - mean mean^T is not positive where tokens are nearly equal.
+        centred = part - mean
+        sample = sample + centred.mT @ centred
+    sample = sample / count
     trace = sample.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
     rho = shrinkage(sample.detach(), trace.detach(), count)
     eye = torch.eye(dim, dtype=dtype, device=x.device)
-    return (1 - rho) * sample + (rho * trace / dim + 1e-6) * eye  # not 0 where all tokens are equal
+    return (1 - rho) * sample + (rho * trace / dim + FLOOR) * eye
 
 
 def shrinkage(sample: Tensor, trace: Tensor, count: Tensor) -> Tensor:
@@ -205,7 +211,7 @@ class NeuralMemory(BaseModule):
     """The default memory: one weighted inner step over the image, then a read of what it wrote.
 
         z = LayerNorm(W_in x),  q, k, v = linear(z),  q and k of unit length per head
-        w = softmax over the chunk of A L^-1 (z - mean z), per head, L L^T = cov z + eps I
+        w = softmax over the chunk of A L^-1 z, per head, L L^T = shrunk covariance of z
         L_t(M) = 1/2 sum_n w_n ||f(k_n; M) - v_n||^2
         M_t = argmin_M L_t(M) + lambda/2 ||M - M_{t-1}||^2   (ridge)
         M_t = M_{t-1} - grad L_t(M_{t-1})                    (any other inner model)
@@ -228,10 +234,11 @@ class NeuralMemory(BaseModule):
         read: ``'after'``: every token reads the last memory; ``'before'``: a token of chunk t reads
             M_{t-1}, so that with one chunk it reads nothing of the image.
         gradient: With several chunks, where it is taken: ``'running'`` at M_{t-1} (sequential) or
-            ``'start'`` at M_0 (parallel).
+            ``'start'`` at M_0 (parallel; not for ridge, whose steps each go all the way).
 
     Raises:
-        UsageError: For an unknown choice, a non-positive size, or heads that do not divide C_m.
+        UsageError: For an unknown or impossible choice, a non-positive size, or heads that do not
+            divide C_m.
     """
 
     def __init__(
@@ -255,6 +262,11 @@ class NeuralMemory(BaseModule):
         if chunk_size is not None and chunk_size < 1:
             raise UsageError(
                 f'chunk_size={chunk_size} must be positive, or None for the whole image'
+            )
+        if inner_model == 'ridge' and chunk_size is not None and gradient == 'start':
+            raise UsageError(
+                "inner_model='ridge' with chunks needs gradient='running': steps from M_0 that "
+                "each lead to a minimum cannot be added up; or choose inner_model='linear'"
             )
         self.memory_dim, self.num_heads = memory_dim, num_heads
         self.chunk_size, self.read, self.gradient = chunk_size, read, gradient
@@ -327,9 +339,11 @@ class NeuralMemory(BaseModule):
     def folds(self) -> bool:
         """Whether :meth:`whole_image` will do: a matrix, written as one chunk and read by all.
 
-        Layers that took the place of ours (an adapter, a quantised one) are called on the tokens.
+        Layers that took the place of ours (an adapter, a quantised one) or that have hooks
+        (pruning) are called on the tokens.
         """
-        ours = type(self.qkv) is OneOfThree and type(self.expand) is Linear
+        hooked = self.expand._forward_pre_hooks or self.expand._forward_hooks
+        ours = type(self.qkv) is OneOfThree and type(self.expand) is Linear and not hooked
         one_chunk = self.chunk_size is None and self.read == 'after'
         return ours and one_chunk and self.inner.solve is not None
 
@@ -489,7 +503,8 @@ class PublishedNeuralMemory(NeuralMemory):
 
     def write_rule(self, tokens: Tensor, real: Tensor) -> WriteRule:
         tokens = tokens.to(inner_dtype(tokens))
-        weights = real.unsqueeze(1).expand(-1, self.num_heads, -1, -1).to(tokens.dtype)
+        real = real.to(tokens.dtype)
+        weights = real.unsqueeze(1).expand(-1, self.num_heads, -1, -1)
         mean = (tokens * real.unsqueeze(-1)).sum(2) / real.sum(2).clamp(min=1).unsqueeze(-1)
         # (B, T, 3 h) -> three of (B, h, T)
         theta, eta, alpha = self.rates(mean).sigmoid().transpose(1, 2).chunk(3, dim=1)

@@ -33,8 +33,9 @@ def slot_assignment(logits: Tensor) -> Tensor:
 def write_weights(tap: MemoryTap, chunks: int | None = None) -> Tensor:
     """c_n, ``(h, H, W)``: the weight in the memory of what token n wrote.
 
-    The gradient of chunk j is G_j = sum_n w_n g_n over its tokens, and unrolling
-    S_t = eta_t S_{t-1} - theta_t G_t, M_t = (1 - alpha_t) M_{t-1} + S_t gives
+    The step of chunk j is G_j = sum_n w_n g_n over its tokens (for ridge g_n is multiplied by
+    (H + lambda I)^-1), and unrolling S_t = eta_t S_{t-1} - theta_t G_t,
+    M_t = (1 - alpha_t) M_{t-1} + S_t gives
 
         M_t = prod_s (1 - alpha_s) M_0 - sum_n c_n g_n,   c_n = C_tj theta_j w_n
 
@@ -95,10 +96,11 @@ def read_weights(tap: MemoryTap, row: int, column: int) -> Tensor:
     length = memory.chunk_size or tap.real.numel()
     coefficients = write_weights(tap, None if memory.read == 'after' else token // length)
     queries, keys, values = projections(tap)
-    if memory.inner == INNER_MODELS['ridge']:
-        keys = _evened(tap, keys)
-    if memory.inner in (INNER_MODELS['ridge'], INNER_MODELS['linear']):
-        kernel = torch.einsum('hd,hnd->hn', queries[:, token], keys)
+    if memory.inner.solve is not None:
+        query = queries[:, token, None, :, None]  # (h, 1, d, 1): the same for every chunk
+        if memory.inner == INNER_MODELS['ridge']:
+            query = torch.linalg.solve(regularised(_curvature(tap, keys)), query)
+        kernel = (memory.chunked(keys) @ query).flatten(1)[:, : keys.size(1)]
     elif memory.read == 'after' and length >= tap.real.numel():
         kernel = _path_kernel(tap, coefficients.flatten(1), queries[:, [token]], keys, values)
     else:
@@ -109,15 +111,10 @@ def read_weights(tap: MemoryTap, row: int, column: int) -> Tensor:
     return coefficients * kernel.unflatten(1, tap.real.shape)
 
 
-def _evened(tap: MemoryTap, keys: Tensor) -> Tensor:
-    """k_n (H + lambda I)^-1 with the H of the chunk of n, ``(h, N, d) -> (h, N, d)``."""
-    chunks, weights = (
-        tap.memory.chunked(keys),
-        _write_rule(tap).weights[0],
-    )  # (h, T, L, d), (h, T, L)
-    curvature = (weights.unsqueeze(-1) * chunks).mT @ chunks  # (h, T, d, d)
-    evened = torch.linalg.solve(regularised(curvature), chunks.mT).mT
-    return evened.flatten(1, 2)[:, : keys.size(1)]
+def _curvature(tap: MemoryTap, keys: Tensor) -> Tensor:
+    """H of each chunk, ``(h, N, d) -> (h, T, d, d)``."""
+    chunks, weights = tap.memory.chunked(keys), _write_rule(tap).weights[0]  # (h, T, L, ...)
+    return (weights.unsqueeze(-1) * chunks).mT @ chunks
 
 
 def _path_kernel(
