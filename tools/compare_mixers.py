@@ -67,7 +67,6 @@ ROWS = {  # options of the backbone
     'fusion add': mixer('NeuralMemory') | dict(fusion='add'),
     'fusion concat': mixer('NeuralMemory') | dict(fusion='concat'),
     'placement block': mixer('NeuralMemory') | dict(placement='block'),
-    'placement stage 1 alone': mixer('NeuralMemory') | dict(placement=[0]),
     'placement stage 2 alone': mixer('NeuralMemory') | dict(placement=[1]),
     'C_m and heads halved': memory_of(4, 12, 24),
     'C_m and heads doubled': memory_of(16, 48, 96),
