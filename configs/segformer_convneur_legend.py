@@ -7,7 +7,7 @@
 _base_ = [
     '_base_/models/cue_convneur.py',
     '_base_/datasets/legend.py',
-    '_base_/schedules/cue.py',
+    '_base_/schedules/legend.py',
     '_base_/runtimes/segmentation.py',
 ]
-default_hooks = dict(checkpoint=dict(interval=1000))
+default_hooks = dict(checkpoint=dict(interval=1500))

@@ -145,7 +145,7 @@ def whitened(tokens: Tensor) -> Tensor:
     above = (1 - 2 / p) * trace_of_square + trace**2
     below = (n + 1 - 2 / p) * (trace_of_square - trace**2 / p)
     share = (above / below.clamp(min=1e-300)).clamp(max=1).detach()
-    covariance = (1 - share) * sample + (share * trace / p + 1e-4) * eye
+    covariance = (1 - share) * sample + (share * trace / p + 1e-6) * eye
     return centred @ torch.linalg.inv(torch.linalg.cholesky(covariance)).T
 
 

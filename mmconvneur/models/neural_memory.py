@@ -24,8 +24,6 @@ from .bottleneck import check_num_heads, half_width
 from .inner_models import INNER_MODELS, InnerModel, Weights
 from .pointwise import Linear, by_strips, linear, strips
 
-FLOOR = 1e-4  # of the covariance of tokens of unit scale: below it there is rounding of bfloat16
-
 
 class WriteRule(NamedTuple):
     """How strongly each token and each chunk is written.
@@ -157,7 +155,7 @@ class WriteLogits(nn.Linear):
 
 
 def shrunk_covariance(x: Tensor, real: Tensor | None) -> Tensor:
-    """(1 - rho) S + (rho tr(S)/C + 1e-4) I, S the covariance of tokens, ``(B, L, C) -> (B, C, C)``.
+    """(1 - rho) S + (rho tr(S)/C + 1e-6) I, S the covariance of tokens, ``(B, L, C) -> (B, C, C)``.
 
     The fewer the tokens for the channels, the less is known of S and the larger is rho: the oracle
     approximating shrinkage of Chen, Wiesel, Eldar and Hero (IEEE TSP 58(10), 2010, equation 23).
@@ -180,7 +178,7 @@ def shrunk_covariance(x: Tensor, real: Tensor | None) -> Tensor:
     trace = sample.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
     rho = shrinkage(sample.detach(), trace.detach(), count)
     eye = torch.eye(dim, dtype=dtype, device=x.device)
-    return (1 - rho) * sample + (rho * trace / dim + FLOOR) * eye
+    return (1 - rho) * sample + (rho * trace / dim + 1e-6) * eye
 
 
 def shrinkage(sample: Tensor, trace: Tensor, count: Tensor) -> Tensor:
