@@ -26,11 +26,11 @@ def runs_eagerly_on_cpu(x: Tensor) -> bool:
     )
 
 
-def strips(x: Tensor) -> tuple[Tensor, ...]:
-    """Consecutive positions of ``x (B, N, C)``, few enough for the cache of a CPU."""
+def strips(x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
+    """Consecutive positions of ``x``, ``N`` in ``dim``, few enough for the cache of a CPU."""
     if not runs_eagerly_on_cpu(x):
         return (x,)
-    return x.split(max(1, STRIP // max(1, x.size(0))), dim=1)
+    return x.split(max(1, STRIP // max(1, x.size(0))), dim=dim)
 
 
 def by_strips(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

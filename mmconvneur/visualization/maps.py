@@ -66,7 +66,7 @@ def projections(tap: MemoryTap) -> tuple[Tensor, Tensor, Tensor]:
     """q, k and v, each ``(h, N, d)``, q and k of unit length."""
     tokens, memory = tap.tokens.flatten(0, 1).unsqueeze(0), tap.memory
     maps = (f(tokens, inner_dtype(tokens)) for f in (memory.queries, memory.keys, memory.values))
-    return tuple(x.squeeze(0).transpose(0, 1) for x in maps)
+    return tuple(x.squeeze(0).mT for x in maps)
 
 
 @torch.no_grad()
