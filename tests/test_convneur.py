@@ -246,7 +246,7 @@ def test_init_weights_keeps_the_neutral_start_and_fills_the_rest():
             assert 0.01 < module.initial[0].std() < 0.03
             # Written selectively from the start: logits of tokens that differ deviate by 4.
             tokens = torch.randn(1, 1009, module.memory_dim).cumsum(-1)
-            spread = module.write_logits(tokens, None).std(1)
+            spread = module.write_logits([tokens], None).std(2)
             assert 2 < spread.mean() < 6
     assert (net.norm0.weight == 1).all() and (net.norm0.bias == 0).all()
     assert net.stages[0][0].local_branch.expand.weight.abs().max() < 0.1

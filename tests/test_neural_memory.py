@@ -126,7 +126,7 @@ def test_an_image_of_one_colour_is_written_without_trouble(contrast, gain):
     torch.nn.init.constant_(memory.norm.weight, gain)
     x = torch.randn(2, 97, 1, 1) + contrast * torch.randn(2, 97, 13, 11)
     tokens = memory.embed(x.flatten(2).mT)
-    assert (torch.linalg.cholesky_ex(shrunk_covariance(tokens, None)).info == 0).all()
+    assert (torch.linalg.cholesky_ex(shrunk_covariance([tokens], None)).info == 0).all()
     out = memory(x.requires_grad_())
     for gradient in torch.autograd.grad(out.square().mean(), [x, *memory.parameters()]):
         assert gradient.isfinite().all()

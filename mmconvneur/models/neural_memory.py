@@ -1,7 +1,7 @@
 """Neural memory: a global branch whose weights are fitted to the image inside the forward pass.
 
-Dimension key: B images, N = H W tokens, T chunks of L tokens, h heads, d head width,
-C channels of the block, C_m = h d channels of the memory.
+Dimension key: B images, N = H W tokens, T chunks of L tokens, n tokens of a strip, h heads, d head
+width, C channels of the block, C_m = h d channels of the memory.
 
 Sources: ConvNeur (arXiv 2603.19567, the branch), Titans (arXiv 2501.00663, momentum and decay),
 ViT^3 (arXiv 2512.01643, one inner step over the whole image). The write weights per token and the
@@ -10,6 +10,7 @@ read of the image's own contribution are this project's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from ..errors import UsageError, check_choice
 from ..registry import MIXERS
 from .bottleneck import check_num_heads, half_width
 from .inner_models import INNER_MODELS, InnerModel, Weights
-from .pointwise import Linear, by_strips, strips
+from .pointwise import Linear, joined, strips
 
 
 class WriteRule(NamedTuple):
@@ -140,45 +141,48 @@ class WriteLogits(nn.Linear):
         super().__init__(dim, num_heads, bias=False)
         self.whiten = whiten
 
-    def forward(self, x: Tensor, real: Tensor | None) -> Tensor:
-        """``x (B, L, C), real (B, L) -> (B, h, L)`` in the dtype of the inner step.
+    def forward(self, tokens: Sequence[Tensor], real: Tensor | None) -> Tensor:
+        """Strips ``(B, n, C)`` of L tokens ``-> (B, h, L)`` in the dtype of the inner step.
 
-        ``real`` is 1 for the tokens that count in the covariance; ``None``: all do.
+        ``real (B, L)`` is 1 for the tokens that count in the covariance; ``None``: all do.
         """
-        weight = self.weight.to(inner_dtype(x))
+        weight = self.weight.to(inner_dtype(tokens[0]))
         if self.whiten:
             # Unlike torch.linalg.cholesky it does not make a CPU wait for its GPU's success.
-            factor = torch.linalg.cholesky_ex(shrunk_covariance(x, real)).L
+            factor = torch.linalg.cholesky_ex(shrunk_covariance(tokens, real)).L
             # (B, h, C)
             weight = torch.linalg.solve_triangular(factor, weight, upper=False, left=False)
-        return torch.cat([weight @ part.mT.to(weight.dtype) for part in strips(x)], dim=-1)
+        return torch.cat([weight @ strip.mT.to(weight.dtype) for strip in tokens], dim=2)
 
 
-def shrunk_covariance(x: Tensor, real: Tensor | None) -> Tensor:
-    """(1 - rho) S + (rho tr(S)/C + 1e-6) I, S the covariance of tokens, ``(B, L, C) -> (B, C, C)``.
+def shrunk_covariance(tokens: Sequence[Tensor], real: Tensor | None) -> Tensor:
+    """(1 - rho) S + (rho tr(S)/C + 1e-6) I, S the covariance of L tokens, ``(B, C, C)``.
 
     The fewer the tokens for the channels, the less is known of S and the larger is rho: the oracle
     approximating shrinkage of Chen, Wiesel, Eldar and Hero (IEEE TSP 58(10), 2010, equation 23).
-    ``real (B, L)``: 1 for the tokens that count; ``None``: all do.
+    ``tokens`` come in strips ``(B, n, C)``; ``real (B, L)``: 1 for those that count; ``None``: all.
     """
-    dtype, dim = inner_dtype(x), x.size(-1)
+    dtype, dim = inner_dtype(tokens[0]), tokens[0].size(-1)
+    lengths = [strip.size(1) for strip in tokens]
     if real is None:
-        count, mean = x.size(1), x.mean(1, keepdim=True, dtype=dtype)  # (B, 1, C)
+        count, mean = sum(lengths), _sum(tokens, dtype) / sum(lengths)  # (B, 1, C)
     else:
-        absent = ~real.bool().unsqueeze(-1)
+        absent = real.bool().logical_not().unsqueeze(-1).split(lengths, dim=1)
         count = real.to(dtype).sum(1).clamp(min=1)[:, None, None]
-        mean = x.masked_fill(absent, 0).sum(1, keepdim=True, dtype=dtype) / count
-        x = torch.where(absent, mean, x)
-    sample = 0
-    for part in strips(x):
-        # Centred first: E[x x^T] - mean mean^T is not positive where tokens are nearly equal.
-        centred = part - mean
-        sample = sample + centred.mT @ centred
-    sample = sample / count
+        present = (s.masked_fill(a, 0) for s, a in zip(tokens, absent, strict=True))
+        mean = _sum(present, dtype) / count
+        tokens = (torch.where(a, mean, s) for s, a in zip(tokens, absent, strict=True))
+    # Centred first: E[x x^T] - mean mean^T is not positive where tokens are nearly equal.
+    centred = (strip - mean for strip in tokens)
+    sample = sum(strip.mT @ strip for strip in centred) / count
     trace = sample.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
     rho = shrinkage(sample.detach(), trace.detach(), count)
-    eye = torch.eye(dim, dtype=dtype, device=x.device)
+    eye = torch.eye(dim, dtype=dtype, device=sample.device)
     return (1 - rho) * sample + (rho * trace / dim + 1e-6) * eye
+
+
+def _sum(tokens: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    return sum(strip.sum(1, keepdim=True, dtype=dtype) for strip in tokens)
 
 
 def shrinkage(sample: Tensor, trace: Tensor, count: Tensor) -> Tensor:
@@ -333,12 +337,16 @@ class NeuralMemory(BaseModule):
         """
         height, width = x.shape[-2:]
         x = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
-        tokens = by_strips(self.embed, x)  # (B, N, C_m)
         real = None if mask is None else mask.flatten(1)  # (B, N)
-        out = self.whole_image(tokens, real) if self.folds else self.in_chunks(tokens, real)
+        tokens = [self.embed(strip) for strip in strips(x)]  # each (B, n, C_m)
+        if self.folds:
+            out = self.whole_image(tokens, real)
+        else:
+            out = self.in_chunks(torch.cat(tokens, dim=1), real)
         return out.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
     def embed(self, x: Tensor) -> Tensor:
+        """Tokens, ``(B, N, C) -> (B, N, C_m)``."""
         return self.norm(self.reduce(x))
 
     @property
@@ -353,7 +361,7 @@ class NeuralMemory(BaseModule):
         one_chunk = self.chunk_size is None and self.read == 'after'
         return ours and one_chunk and self.inner.solve is not None
 
-    def whole_image(self, tokens: Tensor, real: Tensor | None) -> Tensor:
+    def whole_image(self, tokens: Sequence[Tensor], real: Tensor | None) -> Tensor:
         """What :meth:`in_chunks` does, with small matrices in place of maps over all tokens.
 
             sum_n w_n k_n^T v_n = (sum_n w_n k_n^T z_n) W_v + (sum_n w_n k_n^T) b_v
@@ -361,32 +369,30 @@ class NeuralMemory(BaseModule):
 
         One step from M_0 has no momentum yet, and nothing before it that could decay.
         """
-        dtype = inner_dtype(tokens)
-        with full_precision(tokens):
-            rule = self.write_rule(tokens.unsqueeze(1), None if real is None else real.unsqueeze(1))
-        weights = rule.weights.squeeze(2)  # (B, h, N)
+        dtype = inner_dtype(tokens[0])
+        with full_precision(tokens[0]):
+            weights = self.write_weights(tokens, real)  # (B, h, N)
         cross = curvature = total = 0
-        for z, w in zip(strips(tokens), strips(weights, dim=2), strict=True):
-            keys = self.keys(z, dtype)  # (B, h, d, L)
+        for z, w in zip(tokens, strips(weights, dim=2), strict=True):
+            keys = self.keys(z, dtype)  # (B, h, d, n)
             with full_precision(z):
                 weighted = w.unsqueeze(2) * keys
                 cross = cross + weighted.flatten(1, 2) @ z.to(dtype)  # (B, C_m, C_m)
                 curvature = curvature + weighted @ keys.mT  # (B, h, d, d)
                 total = total + weighted.sum(-1, keepdim=True)  # (B, h, d, 1)
-        with full_precision(tokens):
+        with full_precision(tokens[0]):
             weight, bias = (p.unflatten(0, (self.num_heads, -1)) for p in self.qkv.of(2, dtype))
             cross = cross.unflatten(1, (self.num_heads, -1)) @ weight.mT  # (B, h, d, d)
             cross = cross + total * bias.unsqueeze(1)
             (step,) = self.inner.solve(self.initial_memory(dtype), cross, curvature)
-            written = -rule.step.unsqueeze(-1) * step  # (B, h, d, d)
             expand = self.expand.weight.to(dtype).mT.unflatten(0, (self.num_heads, -1))
-            read = (written @ expand).flatten(1, 2).to(tokens.dtype)  # (B, C_m, C)
+            read = (-step @ expand).flatten(1, 2).to(tokens[0].dtype)  # (B, C_m, C)
 
         def readout(z: Tensor) -> Tensor:
-            queries = self.queries(z, dtype).flatten(1, 2).to(z.dtype)  # (B, C_m, L)
+            queries = self.queries(z, dtype).flatten(1, 2).to(z.dtype)  # (B, C_m, n)
             return torch.baddbmm(self.expand.bias, queries.mT, read)
 
-        return by_strips(readout, tokens)
+        return joined(readout, tokens)
 
     def in_chunks(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         if real is None:  # what fills the last chunk up is not
@@ -428,19 +434,20 @@ class NeuralMemory(BaseModule):
 
         ``real`` is 1 for a real pixel and 0 for padding; ``None``: all are real.
         """
-        logits = self.write_logits(  # (B T, h, L)
-            tokens.flatten(0, 1), None if real is None else real.flatten(0, 1)
-        )
-        logits = logits.unflatten(0, tokens.shape[:2]).transpose(1, 2)  # (B, h, T, L)
-        if real is None:
-            weights = logits.softmax(-1)
-        else:
-            absent = ~real.bool().unsqueeze(1)
-            logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
-            # Filled with zero once more for a chunk that is padding throughout.
-            weights = logits.softmax(-1).masked_fill(absent, 0.0)
+        chunks = strips(tokens.flatten(0, 1)), None if real is None else real.flatten(0, 1)
+        weights = self.write_weights(*chunks).unflatten(0, tokens.shape[:2]).transpose(1, 2)
         rate = weights.new_zeros(weights.shape[:3])
         return WriteRule(weights, step=rate + 1, momentum=rate, decay=rate)
+
+    def write_weights(self, tokens: Sequence[Tensor], real: Tensor | None) -> Tensor:
+        """w of one chunk: strips ``(B, n, C_m)`` of L tokens, ``real (B, L) -> (B, h, L)``."""
+        logits = self.write_logits(tokens, real)
+        if real is None:
+            return logits.softmax(-1)
+        absent = ~real.bool().unsqueeze(1)
+        logits = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
+        # Filled with zero once more for a chunk that is padding throughout.
+        return logits.softmax(-1).masked_fill(absent, 0.0)
 
     def readout(self, initial: Weights, written: Weights, queries: Tensor) -> Tensor:
         """What the image itself wrote: f(q; M_0 + written) - f(q; M_0)."""

@@ -9,7 +9,7 @@ cache. GPUs and compilers want the whole at once and get it. docs/performance.md
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ def runs_eagerly_on_cpu(x: Tensor) -> bool:
 
 
 def strips(x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
-    """Consecutive positions of ``x``, ``N`` in ``dim``, few enough for the cache of a CPU."""
+    """Consecutive positions of ``x``, N in ``dim`` and B in 0, few enough for a CPU's cache."""
     if not runs_eagerly_on_cpu(x):
         return (x,)
     return x.split(max(1, STRIP // max(1, x.size(0))), dim=dim)
@@ -35,14 +35,19 @@ def strips(x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
 
 def by_strips(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``function(x)``, ``(B, N, C) -> (B, N, C')``, for one that treats every position alike."""
-    pieces = strips(x)
+    return joined(function, strips(x))
+
+
+def joined(function: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> Tensor:
+    """``function`` of each strip ``(B, n, C)``, put together: ``(B, N, C')``."""
     if len(pieces) == 1:
-        return function(x)
+        return function(pieces[0])
     if torch.is_grad_enabled():
         return torch.cat([function(piece) for piece in pieces], dim=1)
     first = function(pieces[0])
-    out = first.new_empty(*x.shape[:2], first.size(2))
-    places = strips(out)
+    lengths = [piece.size(1) for piece in pieces]
+    out = first.new_empty(first.size(0), sum(lengths), first.size(2))
+    places = out.split(lengths, dim=1)
     places[0].copy_(first)
     for place, piece in zip(places[1:], pieces[1:], strict=True):
         place.copy_(function(piece))
