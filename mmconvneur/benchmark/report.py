@@ -184,37 +184,34 @@ def exponents_table(fits: list[dict]) -> Table:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """One line of panels per batch size and dtype: time by pixels, and by size at the largest."""
+    """A panel per batch size and dtype: time by pixels, or of a single size by parameters."""
     plt = pyplot()
     panels = [(key, list(group)) for key, group in groupby(series(rows), lambda s: s[0][:2])]
     names = dict.fromkeys(row['backbone'] for row in rows)
     palette = plt.cm.tab20.colors
     colors = dict(zip(names, cycle(palette[::2] + palette[1::2]), strict=False))
     power = {(f['batch_size'], f['dtype'], f['backbone']): f['time_ms'] for f in exponents(rows)}
+    sizes = {pixels(r): f'{r["height"]}x{r["width"]}' for r in rows}
     figure, axes = plt.subplots(
-        len(panels), 2, figsize=(11, 4.5 * len(panels)), layout='constrained', squeeze=False
+        len(panels), figsize=(9, 4.5 * len(panels)), layout='constrained', squeeze=False
     )
-    for (left, right), ((batch_size, dtype), lines) in zip(axes, panels, strict=True):
+    for axis, ((batch_size, dtype), lines) in zip(axes[:, 0], panels, strict=True):
         for key, group in lines:
-            name, last = key[2], group[-1]
-            label = f'{name}: pixels^{power[key]:.2f}' if key in power else name
-            medians = [row['time_ms'] for row in group]
+            label = f'{key[2]}: pixels^{power[key]:.2f}' if key in power else key[2]
+            places = [pixels(r) if len(sizes) > 1 else r['params'] / 1e6 for r in group]
+            medians = [r['time_ms'] for r in group]
             errors = [[abs(r['time_ms'] - r[f'time_ms_{q}']) for r in group] for q in ('q1', 'q3')]
-            sizes = [pixels(row) for row in group]
-            left.errorbar(sizes, medians, errors, marker='.', color=colors[name], label=label)
-            point = last['params'] / 1e6, last['time_ms']
-            right.scatter(*point, color=colors[name])
-            right.annotate(name, point, (5, 3), textcoords='offset points', fontsize=8)
+            axis.errorbar(places, medians, errors, marker='o', color=colors[key[2]], label=label)
         case = f'batch {batch_size}, {dtype}'
-        left.set(xscale='log', yscale='log', xlabel='pixels of the image', ylabel='ms', title=case)
-        labels = {pixels(r): f'{r["height"]}x{r["width"]}' for _, group in lines for r in group}
-        left.set_xticks(list(labels), labels.values(), rotation=60)
-        left.tick_params('x', which='minor', bottom=False, labelbottom=False)
-        left.legend(frameon=False, fontsize=8)
-        right.margins(0.2)
-        right.set(xlabel='million parameters', ylabel='ms', xlim=(0, None), ylim=(0, None))
-        right.set_title(f'{case}, {labels[max(labels)]}')
-    for axis in axes.flat:
+        if len(sizes) > 1:
+            axis.set(xscale='log', yscale='log', xlabel='pixels of the image', title=case)
+            axis.set_xticks(list(sizes), sizes.values(), rotation=60)
+            axis.tick_params('x', which='minor', bottom=False, labelbottom=False)
+        else:
+            axis.set(xlabel='million parameters', xlim=(0, None), ylim=(0, None))
+            axis.set_title(f'{case}, {next(iter(sizes.values()))}')
+        axis.set_ylabel('ms')
+        axis.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
         axis.spines[['top', 'right']].set_visible(False)
     save(figure, path)
 
