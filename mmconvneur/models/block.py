@@ -37,7 +37,11 @@ class AddFusion(nn.Module):
 
 
 class ConcatFusion(BaseModule):
-    """W [F_loc, G] with a 1x1 convolution W that starts as [I, 0]."""
+    """W [F_loc, G] with a 1x1 convolution W that starts as [I, I]: as F_loc + G.
+
+    With [I, 0] a mixer whose last layer starts at zero would never be heard: neither the layer
+    nor its half of W would get a gradient.
+    """
 
     start = 1.0
 
@@ -47,7 +51,9 @@ class ConcatFusion(BaseModule):
         self.reset_start()
 
     def reset_start(self) -> None:
-        nn.init.eye_(self.merge.weight)
+        with torch.no_grad():
+            for half in self.merge.weight.chunk(2, dim=1):
+                nn.init.eye_(half)
         nn.init.zeros_(self.merge.bias)
 
     def init_weights(self) -> None:
