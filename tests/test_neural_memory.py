@@ -135,6 +135,12 @@ def test_an_image_of_one_colour_is_written_without_trouble(contrast, gain):
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
 
 
+def test_a_traced_memory_takes_another_batch():
+    memory, x = build().eval(), image()
+    traced = torch.jit.trace(memory, x[:1])
+    torch.testing.assert_close(traced(x), memory(x), rtol=0, atol=1e-10)
+
+
 def test_masked_pixels_do_not_reach_the_others():
     memory, x, mask = build(), image(), torch.ones(BATCH, 1, HEIGHT_, WIDTH_)
     mask[:, :, :, 5:] = 0

@@ -189,8 +189,9 @@ def shrinkage(sample: Tensor, trace: Tensor, count: Tensor) -> Tensor:
     """rho of :func:`shrunk_covariance`, ``(B, 1, 1)``, taken as a constant by gradients."""
     dim = sample.size(-1)
     norm = sample.square().sum((1, 2), keepdim=True)
-    above = (1 - 2 / dim) * norm + trace.square()
-    below = (count + 1 - 2 / dim) * (norm - trace.square() / dim)
+    # Both times C, because a trace would take 2 / C in float32.
+    above = (dim - 2) * norm + dim * trace.square()
+    below = (dim * (count + 1) - 2) * (norm - trace.square() / dim)
     return (above / below.clamp(min=torch.finfo(below.dtype).tiny)).clamp(max=1)
 
 
@@ -209,7 +210,7 @@ class OneOfThree(nn.Linear):
 
     def forward(self, tokens: Tensor, part: int) -> Tensor:
         weight, bias = self.of(part, self.weight.dtype)
-        return torch.baddbmm(bias[:, None], weight.expand(len(tokens), -1, -1), tokens.mT)
+        return torch.baddbmm(bias[:, None], weight.expand(tokens.size(0), -1, -1), tokens.mT)
 
     def of(self, part: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weight ``(C_m, C_m)`` and bias ``(C_m)`` of a part."""
@@ -400,7 +401,7 @@ class NeuralMemory(BaseModule):
         dtype = inner_dtype(tokens)
         queries, keys, values = (
             # (B, h, d, N) -> (B h, N, d) -> (B, h, T, L, d)
-            self.chunked(f(tokens, dtype).mT.flatten(0, 1)).unflatten(0, (len(tokens), -1))
+            self.chunked(f(tokens, dtype).mT.flatten(0, 1)).unflatten(0, (tokens.size(0), -1))
             for f in (self.queries, self.keys, self.values)
         )
         with full_precision(tokens):
