@@ -109,11 +109,23 @@ def test_a_layer_that_took_the_place_of_ours_is_called(name):
     torch.testing.assert_close(doubled(image()), memory(image()), rtol=0, atol=1e-10)
 
 
-def test_a_layer_with_a_hook_is_called():
+def test_layers_with_hooks_are_called():
     memory = build()
     before = memory(image())
-    memory.expand.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    hook = memory.expand.register_forward_hook(lambda layer, inputs, output: 2 * output)
     torch.testing.assert_close(memory(image()), 2 * before, rtol=0, atol=1e-10)
+    hook.remove()
+    hook = memory.qkv.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    hooked = memory(image())
+    hook.remove()
+    with torch.no_grad():
+        memory.qkv.weight.mul_(2), memory.qkv.bias.mul_(2)
+    torch.testing.assert_close(hooked, memory(image()), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize('form', [dict(), *FORMS], ids=str)
+def test_an_empty_batch_passes(form):
+    assert build(**form, inner_model='linear')(image()[:0]).shape == (0, DIM, HEIGHT_, WIDTH_)
 
 
 @pytest.mark.parametrize('gain', [1.0, 5.0])

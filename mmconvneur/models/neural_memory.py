@@ -357,10 +357,11 @@ class NeuralMemory(BaseModule):
         Layers that took the place of ours (an adapter, a quantised one) or that have hooks
         (pruning) are called on the tokens.
         """
-        hooked = self.expand._forward_pre_hooks or self.expand._forward_hooks
-        ours = type(self.qkv) is OneOfThree and type(self.expand) is Linear and not hooked
+        ours = type(self.qkv) is OneOfThree and type(self.expand) is Linear
+        layers = self.qkv, self.expand
+        hooked = any(layer._forward_pre_hooks or layer._forward_hooks for layer in layers)
         one_chunk = self.chunk_size is None and self.read == 'after'
-        return ours and one_chunk and self.inner.solve is not None
+        return ours and not hooked and one_chunk and self.inner.solve is not None
 
     def whole_image(self, tokens: Sequence[Tensor], real: Tensor | None) -> Tensor:
         """What :meth:`in_chunks` does, with small matrices in place of maps over all tokens.
@@ -398,10 +399,10 @@ class NeuralMemory(BaseModule):
     def in_chunks(self, tokens: Tensor, real: Tensor | None) -> Tensor:
         if real is None:  # what fills the last chunk up is not
             real = tokens.new_ones(tokens.shape[:2])
-        dtype = inner_dtype(tokens)
+        dtype, heads = inner_dtype(tokens), (tokens.size(0), self.num_heads)
         queries, keys, values = (
             # (B, h, d, N) -> (B h, N, d) -> (B, h, T, L, d)
-            self.chunked(f(tokens, dtype).mT.flatten(0, 1)).unflatten(0, (tokens.size(0), -1))
+            self.chunked(f(tokens, dtype).mT.flatten(0, 1)).unflatten(0, heads)
             for f in (self.queries, self.keys, self.values)
         )
         with full_precision(tokens):
@@ -430,18 +431,18 @@ class NeuralMemory(BaseModule):
     def project(self, part: int, tokens: Tensor, dtype: torch.dtype) -> Tensor:
         return self.qkv(tokens, part).to(dtype).unflatten(1, (self.num_heads, -1))
 
-    def write_rule(self, tokens: Tensor, real: Tensor | None) -> WriteRule:
+    def write_rule(self, tokens: Tensor, real: Tensor) -> WriteRule:
         """Token weights and rates from ``tokens (B, T, L, C_m)`` and ``real (B, T, L)``.
 
-        ``real`` is 1 for a real pixel and 0 for padding; ``None``: all are real.
+        ``real`` is 1 for a real pixel and 0 for padding.
         """
-        chunks = strips(tokens.flatten(0, 1)), None if real is None else real.flatten(0, 1)
-        weights = self.write_weights(*chunks).unflatten(0, tokens.shape[:2]).transpose(1, 2)
+        weights = self.write_weights(strips(tokens.flatten(0, 1)), real.flatten(0, 1))
+        weights = weights.unflatten(0, tokens.shape[:2]).transpose(1, 2)  # (B, h, T, L)
         rate = weights.new_zeros(weights.shape[:3])
         return WriteRule(weights, step=rate + 1, momentum=rate, decay=rate)
 
     def write_weights(self, tokens: Sequence[Tensor], real: Tensor | None) -> Tensor:
-        """w of one chunk: strips ``(B, n, C_m)`` of L tokens, ``real (B, L) -> (B, h, L)``."""
+        """w of a chunk: strips ``(B, n, C_m)`` of its L tokens, ``real (B, L) -> (B, h, L)``."""
         logits = self.write_logits(tokens, real)
         if real is None:
             return logits.softmax(-1)
