@@ -165,7 +165,8 @@ def shrunk_covariance(tokens: Sequence[Tensor], real: Tensor | None) -> Tensor:
     dtype, dim = inner_dtype(tokens[0]), tokens[0].size(-1)
     lengths = [strip.size(1) for strip in tokens]
     if real is None:
-        count, mean = sum(lengths), _sum(tokens, dtype) / sum(lengths)  # (B, 1, C)
+        count = sum(lengths)
+        mean = _sum(tokens, dtype) / count  # (B, 1, C)
     else:
         absent = real.bool().logical_not().unsqueeze(-1).split(lengths, dim=1)
         count = real.to(dtype).sum(1).clamp(min=1)[:, None, None]
