@@ -125,20 +125,24 @@ def cost_table(found: dict[str, dict], size: tuple[int, int]) -> str:
 
 
 def plot_costs(results: list[dict], found: dict[str, dict], path: Path) -> None:
+    """A line per branch, the best at the top: mIoU of every seed, and beside it the cost."""
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(9, 6), layout='constrained')
-    for row, runs in by_row(results).items():
-        scores = [final(r) for r in at_best(runs)]
-        point = found[row]['macs_detector'] / 1e9, statistics.mean(scores)
-        error = [[point[1] - min(scores)], [max(scores) - point[1]]]
-        axes.errorbar(*point, error, marker='o', capsize=3)
-        axes.annotate(row, point, (5, 3), textcoords='offset points', fontsize=8)
-    axes.set(xscale='log', ylabel='mIoU, mean and range of the seeds')
-    axes.margins(x=0.2)
-    axes.tick_params('x', which='minor', labelsize=6)
-    axes.xaxis.set_minor_formatter('{x:g}')
-    axes.xaxis.set_major_formatter('{x:g}')
-    axes.set_xlabel('G MACs of the backbone at {}x{}'.format(*DETECTOR))
+    rows = {row: [final(r) for r in at_best(runs)] for row, runs in by_row(results).items()}
+    rows = dict(sorted(rows.items(), key=lambda pair: statistics.median(pair[1])))
+    figure, (scores, macs) = plt.subplots(
+        1, 2, figsize=(9, 1 + 0.27 * len(rows)), sharey=True, width_ratios=(3, 2),
+        layout='constrained',
+    )  # fmt: skip
+    for row, values in rows.items():
+        scores.plot(values, [row] * len(values), 'o-', color='C0', alpha=0.6)
+        scores.plot(statistics.median(values), row, '|', color='C0', markersize=14)
+        macs.plot(found[row]['macs_detector'] / 1e9, row, 's', color='C1')
+    scores.set(xlim=(0, 100), xlabel='mIoU: seeds (dots) and their median (bar)')
+    macs.set(xscale='log', xlabel='G MACs of the backbone at {}x{}'.format(*DETECTOR))
+    for axis in scores, macs:
+        axis.grid(alpha=0.3)
+        axis.margins(y=0.03)
+        axis.spines[['top', 'right']].set_visible(False)
     save(figure, path)
 
 
@@ -155,6 +159,8 @@ def plot_curves(results: list[dict], path: Path) -> None:
         for run in at_best(runs):
             axis.plot(*zip(*run['scores'], strict=True), marker='.')
         axis.set_title(row, fontsize=8)
+    for axis in axes.flat[len(rows) :]:
+        axis.set_axis_off()
     axes[0, 0].set_ylim(0, 100)
     figure.supxlabel('iteration')
     figure.supylabel('mIoU, one line per seed')
