@@ -24,6 +24,7 @@ from ..registry import MIXERS
 from .bottleneck import check_num_heads, half_width
 from .inner_models import INNER_MODELS, InnerModel, Weights
 from .pointwise import Linear, joined, strips
+from .products import gram, product, unit_length
 
 
 class WriteRule(NamedTuple):
@@ -146,13 +147,14 @@ class WriteLogits(nn.Linear):
 
         ``real (B, L)`` is 1 for the tokens that count in the covariance; ``None``: all do.
         """
-        weight = self.weight.to(inner_dtype(tokens[0]))
+        weight = self.weight.to(inner_dtype(tokens[0])).expand(tokens[0].size(0), -1, -1)
         if self.whiten:
             # Unlike torch.linalg.cholesky it does not make a CPU wait for its GPU's success.
             factor = torch.linalg.cholesky_ex(shrunk_covariance(tokens, real)).L
             # (B, h, C)
             weight = torch.linalg.solve_triangular(factor, weight, upper=False, left=False)
-        return torch.cat([weight @ strip.mT.to(weight.dtype) for strip in tokens], dim=2)
+        logits = [product(weight, s.to(weight.dtype), transpose_b=True) for s in tokens]
+        return torch.cat(logits, dim=2)
 
 
 def shrunk_covariance(tokens: Sequence[Tensor], real: Tensor | None) -> Tensor:
@@ -175,7 +177,7 @@ def shrunk_covariance(tokens: Sequence[Tensor], real: Tensor | None) -> Tensor:
         tokens = (torch.where(a, mean, s) for s, a in zip(tokens, absent, strict=True))
     # Centred first: E[x x^T] - mean mean^T is not positive where tokens are nearly equal.
     centred = (strip - mean for strip in tokens)
-    sample = sum(strip.mT @ strip for strip in centred) / count
+    sample = sum(map(gram, centred)) / count
     trace = sample.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
     rho = shrinkage(sample.detach(), trace.detach(), count)
     eye = torch.eye(dim, dtype=dtype, device=sample.device)
@@ -196,12 +198,6 @@ def shrinkage(sample: Tensor, trace: Tensor, count: Tensor) -> Tensor:
     return (above / below.clamp(min=torch.finfo(below.dtype).tiny)).clamp(max=1)
 
 
-def unit_length(x: Tensor) -> Tensor:
-    """x / max(|x|, 1e-6) over d, ``(B, h, d, N) -> (B, h, d, N)``."""
-    # Several times as fast along the tokens as F.normalize, whose norm walks through x in jumps.
-    return x * x.square().sum(2, keepdim=True).clamp(min=1e-12).rsqrt()
-
-
 class OneOfThree(nn.Linear):
     """Queries (part 0), keys (1) or values (2), ``(B, N, C_m) -> (B, C_m, N)``.
 
@@ -211,7 +207,8 @@ class OneOfThree(nn.Linear):
 
     def forward(self, tokens: Tensor, part: int) -> Tensor:
         weight, bias = self.of(part, self.weight.dtype)
-        return torch.baddbmm(bias[:, None], weight.expand(tokens.size(0), -1, -1), tokens.mT)
+        weight = weight.expand(tokens.size(0), -1, -1)
+        return product(weight, tokens, bias[:, None], transpose_b=True)
 
     def of(self, part: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Weight ``(C_m, C_m)`` and bias ``(C_m)`` of a part."""
@@ -381,7 +378,7 @@ class NeuralMemory(BaseModule):
             with full_precision(z):
                 weighted = w.unsqueeze(2) * keys
                 cross = cross + weighted.flatten(1, 2) @ z.to(dtype)  # (B, C_m, C_m)
-                curvature = curvature + weighted @ keys.mT  # (B, h, d, d)
+                curvature = curvature + product(weighted, keys, transpose_b=True)  # (B, h, d, d)
                 total = total + weighted.sum(-1, keepdim=True)  # (B, h, d, 1)
         with full_precision(tokens[0]):
             weight, bias = (p.unflatten(0, (self.num_heads, -1)) for p in self.qkv.of(2, dtype))
@@ -393,7 +390,7 @@ class NeuralMemory(BaseModule):
 
         def readout(z: Tensor) -> Tensor:
             queries = self.queries(z, dtype).flatten(1, 2).to(z.dtype)  # (B, C_m, n)
-            return torch.baddbmm(self.expand.bias, queries.mT, read)
+            return product(queries, read, self.expand.bias, transpose_a=True)
 
         return joined(readout, tokens)
 
