@@ -20,10 +20,12 @@ STRIP = 8192  # positions; the hidden layer of ConvNeur-T at stride 4 then takes
 MIN_ROWS = 512  # with fewer, a convolution spends its time on reordering its weights
 
 
+def graph_is_recorded() -> bool:
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def runs_eagerly_on_cpu(x: Tensor) -> bool:
-    return (
-        x.device.type == 'cpu' and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
-    )
+    return x.device.type == 'cpu' and not graph_is_recorded()
 
 
 def strips(x: Tensor, dim: int = 1) -> tuple[Tensor, ...]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from .pointwise import graph_is_recorded
+
 
 def product(
     a: Tensor,
@@ -36,8 +38,7 @@ def unit_length(x: Tensor) -> Tensor:
 
 def _apply(function: type[torch.autograd.Function], *inputs) -> Tensor | tuple[Tensor, ...]:
     """``function`` with its own gradient, unless none is needed or a graph is being recorded."""
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    own = torch.is_grad_enabled() and not recorded
+    own = torch.is_grad_enabled() and not graph_is_recorded()
     return (function.apply if own else function.forward)(*inputs)
 
 
