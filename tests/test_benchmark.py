@@ -19,7 +19,7 @@ from mmconvneur import UsageError
 from mmconvneur.benchmark import cases, measure
 from mmconvneur.benchmark.backbones import build, configure
 from mmconvneur.benchmark.cases import Case, Contestant, parse_contestant, run_case
-from mmconvneur.benchmark.report import Results
+from mmconvneur.benchmark.report import Results, environment
 from mmconvneur.models import ConvNeur, NeuralMemory
 from mmconvneur.models.local_branch import LocalBranch
 
@@ -189,6 +189,7 @@ def test_exponent_of_a_power_law():
         ('resnet-18', 11_689_512, 513_000, (64, 128, 256, 512)),
         ('hf-resnet-50', 25_557_032, 2_049_000, (256, 512, 1024, 2048)),
         ('swin-t', 28_288_354, 769_000 + 1536 - 2880, (96, 192, 384, 768)),
+        ('mmseg-swin-t', 28_288_354, 769_000 + 1536 - 2880, (96, 192, 384, 768)),
         ('hf-swin-t', 28_288_354, 769_000 - 2880, (96, 192, 384, 768)),
         ('hf-convnext-t', 28_589_128, 769_000 + 1536 - 2880, (96, 192, 384, 768)),
         ('convneur-t:local', 28_589_128, 769_000 + 1536 - 2880, (96, 192, 384, 768)),
@@ -344,6 +345,12 @@ def test_an_interrupted_benchmark_keeps_finished_cases(tmp_path):
     assert found.of(case._replace(batch_size=2)) == []
     with pytest.raises(UsageError, match=r'another benchmark \(rounds differ\): .*--out-dir'):
         Results(tmp_path, dict(rounds=3))
+
+
+def test_another_allocator_is_another_environment(monkeypatch):
+    plain = environment(CPU)
+    monkeypatch.setenv('MALLOC_TRIM_THRESHOLD_', '17179869184')
+    assert environment(CPU) == plain | {'MALLOC_TRIM_THRESHOLD_': '17179869184'}
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ BACKBONES = {
     'spatial-bias-resnet-50': dict(type='mmconvneur.SpatialBiasResNet', depth=50),
     'swin-t': dict(SWIN, depths=(2, 2, 6, 2)),
     'swin-s': dict(SWIN, depths=(2, 2, 18, 2)),
+    'mmseg-swin-t': dict(SWIN, type='mmseg.SwinTransformer', depths=(2, 2, 6, 2)),
     'pvtv2-b0': dict(PVTV2, embed_dims=32, num_layers=[2, 2, 2, 2]),
     'pvtv2-b1': dict(PVTV2, embed_dims=64, num_layers=[2, 2, 2, 2]),
     'pvtv2-b2': dict(PVTV2, embed_dims=64, num_layers=[3, 4, 6, 3]),

@@ -14,7 +14,7 @@ from .measure import Spread, Step, count_macs, peak_memory, race, ratios, second
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 EXECUTIONS = dict(eager=None, compiled='default', cudagraphs='reduce-overhead')
 MODES = ('forward', 'train')
-# (weights and input, autocast): 'amp' is what --amp of the training tools does.
+# (weights and input, autocast)
 DTYPES = {
     'float32': (torch.float32, None),
     'bfloat16': (torch.bfloat16, None),

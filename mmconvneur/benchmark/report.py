@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = 'benchmark.json'
+ALLOCATOR = ('MALLOC_', 'LD_PRELOAD')  # variables that change it
 OTHER_PACKAGES = ('mmconvneur', 'transformers', 'mmpretrain', 'onedl-mmpretrain')
 
 
@@ -52,7 +53,8 @@ def environment(device: torch.device) -> dict:
             tf32_matmul=torch.backends.cuda.matmul.allow_tf32,
             tf32_convolution=torch.backends.cudnn.allow_tf32,
         )
-    return facts | dict(installed())
+    allocator = {name: v for name, v in os.environ.items() if name.startswith(ALLOCATOR)}
+    return facts | allocator | dict(installed())
 
 
 def fingerprint() -> str:
