@@ -3,7 +3,7 @@
 # Command:  python tools/train.py configs/segformer_convneur_cue.py
 #           (every global branch with three seeds: python tools/compare_mixers.py)
 # Hardware: one CPU core.
-# Result:   docs/global_context.md
+# Result:   docs/global_branches.md
 _base_ = [
     '_base_/models/cue_convneur.py',
     '_base_/datasets/cue.py',
