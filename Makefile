@@ -3,7 +3,7 @@
 # Finished steps are not repeated; an interrupted training is resumed.
 #
 # PYTHON=python3.11                       the Python that .venv is made from (3.10 to 3.12)
-# TORCH='torch==2.13.0+cu130 --index-url ...'   what pip installs for PyTorch (see tools/install.py)
+# TORCH='torch==2.13.0+cu130 --index-url ...'   what pip installs for PyTorch (see tools/dev/install.py)
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -29,9 +29,9 @@ lint: install
 	$(RUN) -m ruff format --check .
 
 install:
-	@$(PYTHON) tools/install.py
+	@$(PYTHON) tools/dev/install.py
 
-data/.sample: tools/make_sample_data.py $(wildcard mmconvneur/sample_data/*.py) | install
+data/.sample: tools/make_sample_data.py $(wildcard tools/sample_data/*.py) | install
 	rm -rf data/sample
 	$(RUN) tools/make_sample_data.py --task sample
 	@touch $@

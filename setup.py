@@ -15,7 +15,18 @@ def version() -> str:
     raise RuntimeError('mmconvneur/__init__.py defines no __version__')
 
 
-TESTED = runpy.run_path(str(ROOT / 'mmconvneur' / 'environment.py'))['TESTED']
+TESTED = runpy.run_path(str(ROOT / 'mmconvneur' / 'utils' / 'environment.py'))['TESTED']
+
+# The others work in the repository alone.
+TOOLS = (
+    'browse_dataset',
+    'convert_checkpoint',
+    'demo',
+    'plot_training',
+    'test',
+    'train',
+    'visualize',
+)
 
 setup(
     name='mmconvneur',
@@ -26,11 +37,11 @@ setup(
     # .mim holds links to these files and folders; the wheel gets the files themselves.
     package_data={
         'mmconvneur': [
-            '.mim/checkpoints/*',
+            '.mim/checkpoints/*.pth',
             '.mim/configs/**/*.py',
             '.mim/configs/metafile.yml',
             '.mim/model-index.yml',
-            '.mim/tools/*.py',
+            *(f'.mim/tools/{name}.py' for name in TOOLS),
         ]
     },
     python_requires='>=3.10',
@@ -38,7 +49,7 @@ setup(
     install_requires=['torch' + TESTED['torch'], 'numpy', 'packaging', 'tqdm'],
     extras_require={
         # onedl-mmcv is missing on purpose: under pip's build isolation it installs without its
-        # operators, so it has to come first, by hand (see tools/install.py). Pillow and
+        # operators, so it has to come first, by hand (see tools/dev/install.py). Pillow and
         # pycocotools are used by mmdet and mmseg but not declared by every release of them.
         'onedl': [
             name + TESTED[name]

@@ -15,14 +15,16 @@ from mmengine.registry import Registry
 SCOPE = 'mmconvneur'
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope=SCOPE, locations=['mmconvneur.models'])
-METRICS = Registry('metric', parent=ROOT_METRICS, scope=SCOPE, locations=['mmconvneur.evaluation'])
-HOOKS = Registry('hook', parent=ROOT_HOOKS, scope=SCOPE, locations=['mmconvneur.hooks'])
+METRICS = Registry(
+    'metric', parent=ROOT_METRICS, scope=SCOPE, locations=['mmconvneur.evaluation.metrics']
+)
+HOOKS = Registry('hook', parent=ROOT_HOOKS, scope=SCOPE, locations=['mmconvneur.engine.hooks'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=ROOT_CONSTRUCTORS,
     scope=SCOPE,
-    locations=['mmconvneur.optim'],
+    locations=['mmconvneur.engine.optim'],
 )
 
 # Global branches share names with layers of other packages (NonLocal, CBAM): a tree of their own.
-MIXERS = Registry('global mixer', scope=SCOPE, locations=['mmconvneur.models'])
+MIXERS = Registry('global mixer', scope=SCOPE, locations=['mmconvneur.models.mixers'])

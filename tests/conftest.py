@@ -7,7 +7,7 @@ import pytest
 from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
 
-from mmconvneur.sample_data import make_dataset
+from sample_data import make_dataset
 
 
 @pytest.fixture(scope='session')

@@ -185,46 +185,46 @@ def slot_logits(slots: Tensor, pixels: Tensor, scale: Tensor) -> Tensor:
 
 
 def soft_clustering(
-    z: Tensor, slots: Tensor, scale: Tensor, num_heads: int, qkv: tuple, out: tuple, real: Tensor
+    z: Tensor, slots: Tensor, scale: Tensor, num_heads: int, qkv: tuple, out: tuple, valid: Tensor
 ) -> Tensor:
-    """Gather, attention and dispatch of one image: pixels (N, C), ``real`` (N,) bool."""
+    """Gather, attention and dispatch of one image: pixels (N, C), ``valid`` (N,) bool."""
     logits = slot_logits(slots, z, scale)
     gathered = []
     for row in logits:
-        scores = torch.exp(row[real])
-        gathered.append(scores / scores.sum() @ z[real])
+        scores = torch.exp(row[valid])
+        gathered.append(scores / scores.sum() @ z[valid])
     slots = token_attention(torch.stack(gathered), num_heads, qkv, out)
     assignment = torch.exp(logits) / torch.exp(logits).sum(0)
     return assignment.T @ slots
 
 
 def glmix(module, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The whole mixer, image by image; the real pixels of a mask are a rectangle at the corner."""
+    """The whole mixer, image by image; the valid pixels of a mask are a rectangle at the corner."""
     results = []
     clustering = module.clustering
     attention = clustering.attention
     for b, image in enumerate(x):
-        real = torch.ones(image.shape[1:]) if mask is None else mask[b, 0]
-        height, width = int(real.any(1).sum()), int(real.any(0).sum())
+        valid = torch.ones(image.shape[1:]) if mask is None else mask[b, 0]
+        height, width = int(valid.any(1).sum()), int(valid.any(0).sum())
         if hasattr(clustering.slots, 'slots'):
             slots = clustering.slots.slots
         else:
             slots = grid_means(image[:, :height, :width], clustering.slots.size)
-        cue = soft_clustering(
+        context = soft_clustering(
             layer_norm(image.flatten(1).T, module.norm.weight, module.norm.bias),
             slots,
             clustering.affinity.scale,
             attention.num_heads,
             (attention.qkv.weight, attention.qkv.bias),
-            (attention.project.weight, attention.project.bias),
-            real.flatten().bool(),
+            (attention.out_proj.weight, attention.out_proj.bias),
+            valid.flatten().bool(),
         )
-        cue = cue @ module.expand.weight.T + module.expand.bias
-        results.append(cue.T.unflatten(1, image.shape[1:]))
+        context = context @ module.out_proj.weight.T + module.out_proj.bias
+        results.append(context.T.unflatten(1, image.shape[1:]))
     return torch.stack(results)
 
 
-def glnet(state: dict, x: Tensor, head_width: int, training: bool = False) -> list[Tensor]:
+def glnet(state: dict, x: Tensor, head_dim: int, training: bool = False) -> list[Tensor]:
     """GLNet from the tensors of a published checkpoint, under the published names.
 
     Returns the maps of the four stages, then the last one normalised, as the classifier gets it.
@@ -252,7 +252,7 @@ def glnet(state: dict, x: Tensor, head_width: int, training: bool = False) -> li
 
     def mix(name: str, z: Tensor, source: Tensor) -> Tensor:
         kind = 'relation_mha' if f'{name}.slot_scale' in state else 'mha_op'
-        heads = z.size(1) // head_width
+        heads = z.size(1) // head_dim
         maps = (pair(f'{name}.{kind}.in_proj', '_'), pair(f'{name}.{kind}.out_proj', '.'))
         results = []
         for image, raw in zip(z.flatten(2).mT, source, strict=True):
@@ -310,13 +310,13 @@ def bottleneck(module, x: Tensor, mix) -> Tensor:
     """``W_out f(LayerNorm(W_in x))``, image by image; ``mix``: ``(C_m, H, W) -> (C_m, H, W)``."""
     out = []
     for image in x:
-        z = torch.einsum('oc,chw->ohw', module.reduce.weight, image)
-        z = z + module.reduce.bias[:, None, None]
+        z = torch.einsum('oc,chw->ohw', module.in_proj.weight, image)
+        z = z + module.in_proj.bias[:, None, None]
         centred = z - z.mean(0)
         z = centred / (centred.pow(2).mean(0) + 1e-6).sqrt()
         z = z * module.norm.weight[:, None, None] + module.norm.bias[:, None, None]
-        mixed = torch.einsum('oc,chw->ohw', module.expand.weight, mix(z))
-        out.append(mixed + module.expand.bias[:, None, None])
+        mixed = torch.einsum('oc,chw->ohw', module.out_proj.weight, mix(z))
+        out.append(mixed + module.out_proj.bias[:, None, None])
     return torch.stack(out)
 
 
@@ -414,8 +414,8 @@ def neighbours(pixel: int, length: int) -> list[tuple[int, float]]:
 
 def spatial_bias(module, x: Tensor) -> Tensor:
     maps = spatial_bias_maps(module.bias, x, x.shape[-2:])
-    out = torch.einsum('oc,bchw->bohw', module.expand.weight, maps)
-    return out + module.expand.bias[:, None, None]
+    out = torch.einsum('oc,bchw->bohw', module.out_proj.weight, maps)
+    return out + module.out_proj.bias[:, None, None]
 
 
 def read_weights(name: str, initial: tuple, w: Tensor, query: Tensor, keys, values) -> Tensor:

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from benchmarking import cases, measure
+from benchmarking.backbones import build, configure
+from benchmarking.cases import Case, Contestant, parse_contestant, run_case
+from benchmarking.report import Results, environment
 from mmconvneur import UsageError
-from mmconvneur.benchmark import cases, measure
-from mmconvneur.benchmark.backbones import build, configure
-from mmconvneur.benchmark.cases import Case, Contestant, parse_contestant, run_case
-from mmconvneur.benchmark.report import Results, environment
-from mmconvneur.models import ConvNeur, NeuralMemory
-from mmconvneur.models.local_branch import LocalBranch
+from mmconvneur.models import ConvNeur
+from mmconvneur.models.layers.local_branch import LocalBranch
+from mmconvneur.models.mixers import NeuralMemory
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device('cpu')
@@ -99,9 +100,9 @@ def test_macs_of_attention_with_gradients():
 
 def test_macs_of_a_block_of_convneur():
     """Local branch and memory by hand, inner step included; W_in is ``reduce`` and so on."""
-    dim, height, width, heads, head_width = 11, 5, 7, 3, 13
-    tokens, memory_dim = height * width, heads * head_width
-    local = LocalBranch(dim, mlp_ratio=2, kernel_size=3, layer_scale=1.0)
+    dim, height, width, heads, head_dim = 11, 5, 7, 3, 13
+    tokens, memory_dim = height * width, heads * head_dim
+    local = LocalBranch(dim, mlp_ratio=2, kernel_size=3, gamma=1.0)
     memory = NeuralMemory(dim, memory_dim, heads)
     x = torch.randn(2, dim, height, width)
 
@@ -115,10 +116,10 @@ def test_macs_of_a_block_of_convneur():
     by_hand += tokens * memory_dim * heads  # write weights
     by_hand += tokens * square * 2  # q, k
     by_hand += tokens * square  # inner step: K^T z of all heads
-    by_hand += tokens * head_width * memory_dim  # inner step: K^T K
-    by_hand += square * head_width  # inner step: values of the sums
-    by_hand += heads * head_width**3  # inner step: H M_0
-    by_hand += memory_dim * head_width * dim  # read and W_out as one matrix
+    by_hand += tokens * head_dim * memory_dim  # inner step: K^T K
+    by_hand += square * head_dim  # inner step: values of the sums
+    by_hand += heads * head_dim**3  # inner step: H M_0
+    by_hand += memory_dim * head_dim * dim  # read and W_out as one matrix
     by_hand += tokens * memory_dim * dim  # read
     assert measure.count_macs(lambda: memory(x)) == 2 * by_hand
 
@@ -256,7 +257,9 @@ def test_rows_agree_with_what_was_run(dtype, mode):
 def test_a_step_leaves_no_gradient_behind():
     model = build(TINY)
     seen = []
-    model.stages[0][0].local_branch.expand.weight.register_hook(lambda g: seen.append(g.norm()))
+    model.stages[0][0].local_branch.pointwise_conv1.weight.register_hook(
+        lambda g: seen.append(g.norm())
+    )
     case = Case(32, 32, 1, 'float32', 'train')
     cases.make_step(model, torch.randn(1, 3, 32, 32), case)()
     assert len(seen) == 1 and seen[0] > 0

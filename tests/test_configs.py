@@ -22,7 +22,7 @@ from steps import (
     wake_memory,
 )
 
-from mmconvneur.models import ConvNeur, GLNet, convneur, glnet
+from mmconvneur.models.backbones import ConvNeur, GLNet, convneur, glnet
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob('*.py'))
 RESNETS = ['mask_rcnn_spatial_bias_r50_coco', 'upernet_spatial_bias_r50_ade20k']

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch.nn import functional as F
 
 from mmconvneur import ConvNeur, UsageError
-from mmconvneur.models.convneur import ARCHS
+from mmconvneur.models.backbones.convneur import ARCHS
 
 TINY = dict(channels=(8, 16, 24, 40), depths=(1, 2, 1, 1), mlp_ratio=2, kernel_size=5)
 MEMORY = dict(type='NeuralMemory', num_heads=2)
@@ -71,8 +71,11 @@ def conv_next(net: ConvNeur, x: torch.Tensor) -> list[torch.Tensor]:
             branch = block.local_branch
             conv = branch.depthwise_conv
             f = F.conv2d(x, conv.weight, conv.bias, padding=2, groups=x.size(1))
-            f = conv1x1(F.gelu(conv1x1(norm(f, branch.norm), branch.expand)), branch.project)
-            x = x + 0.5 * branch.layer_scale[:, None, None] * f
+            f = conv1x1(
+                F.gelu(conv1x1(norm(f, branch.norm), branch.pointwise_conv1)),
+                branch.pointwise_conv2,
+            )
+            x = x + 0.5 * branch.gamma[:, None, None] * f
         outs.append(norm(x, getattr(net, f'norm{i}')))
     return outs
 
@@ -242,7 +245,7 @@ def test_layer_scale_of_archs_and_override():
     }  # fmt: skip
     assert len(nets['m1'].stages[2]) == len(nets['t'].stages[2]) == 9
     net = ConvNeur(TINY, layer_scale_init_value=0.25, global_mixer=None)
-    assert (net.stages[0][0].local_branch.layer_scale == 0.25).all()
+    assert (net.stages[0][0].local_branch.gamma == 0.25).all()
 
 
 def test_init_weights_keeps_the_neutral_start_and_fills_the_rest():
@@ -257,7 +260,7 @@ def test_init_weights_keeps_the_neutral_start_and_fills_the_rest():
             spread = module.write_logits([tokens], None).std(2)
             assert 2 < spread.mean() < 6
     assert (net.norm0.weight == 1).all() and (net.norm0.bias == 0).all()
-    assert net.stages[0][0].local_branch.expand.weight.abs().max() < 0.1
+    assert net.stages[0][0].local_branch.pointwise_conv1.weight.abs().max() < 0.1
 
 
 def test_state_dict_round_trip_and_pretrained_with_prefix(tmp_path):

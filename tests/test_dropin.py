@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from steps import build, sample_batch, train_step, wake_memory
 
-from mmconvneur.models.convneur import ARCHS
+from mmconvneur.models.backbones.convneur import ARCHS
 
 # Config -> whose in_channels is set.
 DETECTORS = {
@@ -53,7 +53,7 @@ def test_builds(name):
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
-    assert type(model.backbone).__module__ == 'mmconvneur.models.convneur'
+    assert type(model.backbone).__module__ == 'mmconvneur.models.backbones.convneur'
 
 
 @pytest.mark.slow

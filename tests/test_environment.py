@@ -1,4 +1,4 @@
-"""Each case of mmconvneur.environment, on distributions laid out in a folder as pip lays them."""
+"""Each case of utils/environment.py, on distributions laid out in a folder as pip lays them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import packaging
 import pytest
 
-from mmconvneur.environment import PROVIDERS, examine, inspect
+from mmconvneur.utils.environment import PROVIDERS, diagnose, examine
 
 EXT = '_ext' + EXTENSION_SUFFIXES[0]
 VERSIONS = {
@@ -59,13 +59,13 @@ def install_all(site: Path, dists: tuple[str, ...] = ONEDL) -> None:
 )
 def test_tested_family_is_good_with_either_toolbox(tmp_path, left_out):
     install_all(tmp_path, tuple(d for d in ONEDL if d not in left_out))
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert (report.case, report.problem, report.cure, report.notes) == ('good', '', '', ())
 
 
 def test_other_family_is_good_but_untested(tmp_path):
     install_all(tmp_path, OPENMMLAB)
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert report.case == 'good'
     assert [note.split(' is untested')[0] for note in report.notes] == [
         'mmengine 0.10.7',
@@ -89,7 +89,7 @@ def test_other_family_is_good_but_untested(tmp_path):
 def test_versions_outside_the_tested_range_are_noted(tmp_path, dist, version, notes):
     install_all(tmp_path, tuple(d for d in ONEDL if d != dist))
     install(tmp_path, dist, version)
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert report.case == 'good'
     assert len(report.notes) == notes
     assert all(note.startswith(f'{dist} {version} is untested') for note in report.notes)
@@ -98,7 +98,7 @@ def test_versions_outside_the_tested_range_are_noted(tmp_path, dist, version, no
 def test_ops_missing(tmp_path):
     install_all(tmp_path)
     (tmp_path / 'mmcv' / EXT).unlink()
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert report.case == 'ops missing'
     assert report.problem == 'onedl-mmcv 2.3.6 has no compiled operators (mmcv._ext)'
     assert report.cure.endswith(
@@ -108,7 +108,7 @@ def test_ops_missing(tmp_path):
 
 def test_lite_mmcv_never_had_ops(tmp_path):
     install_all(tmp_path, ('torch', 'mmengine', 'mmcv-lite', 'mmdet'))
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert report.case == 'ops missing'
     assert report.cure.startswith('python -m pip uninstall -y mmcv-lite && ')
 
@@ -116,7 +116,7 @@ def test_lite_mmcv_never_had_ops(tmp_path):
 def test_two_providers(tmp_path):
     install_all(tmp_path)
     install(tmp_path, 'mmcv')
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert report.case == 'two providers'
     assert report.problem == 'onedl-mmcv 2.3.6 and mmcv 2.1.0 both install mmcv'
     assert report.cure.startswith('python -m pip uninstall -y onedl-mmcv mmcv && ')
@@ -126,7 +126,7 @@ def test_two_providers(tmp_path):
 def test_removing_one_of_two_providers_leaves_the_other_gutted(tmp_path):
     install_all(tmp_path)
     (tmp_path / 'mmcv' / 'core.py').unlink()
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert report.case == 'left-over files'
     assert 'onedl-mmcv 2.3.6 is listed as installed but files of it are gone' in report.problem
     assert '--force-reinstall' in report.cure and '"onedl-mmcv>=2.3.6,<2.4"' in report.cure
@@ -135,7 +135,7 @@ def test_removing_one_of_two_providers_leaves_the_other_gutted(tmp_path):
 def test_folder_that_no_distribution_owns(tmp_path):
     install_all(tmp_path)
     (tmp_path / 'onedl_mmsegmentation-1.4.2.dist-info' / 'METADATA').unlink()
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert report.case == 'left-over files'
     assert report.problem == f'{tmp_path / "mmseg"} belongs to no installed distribution'
     assert report.cure.startswith(f'mv "{tmp_path / "mmseg"}" "{tmp_path / "mmseg"}.old" && ')
@@ -146,10 +146,10 @@ def test_folder_that_hides_an_installed_package(tmp_path):
     install_all(site)
     (checkout / 'mmdet').mkdir(parents=True)
     (checkout / 'mmdet' / '__init__.py').touch()
-    report = inspect([str(checkout), str(site)])
+    report = diagnose([str(checkout), str(site)])
     assert report.case == 'left-over files'
     assert report.problem == f'{checkout / "mmdet"} hides the mmdet of onedl-mmdetection 3.5.1'
-    assert inspect([str(site), str(checkout)]).case == 'good'
+    assert diagnose([str(site), str(checkout)]).case == 'good'
 
 
 def test_editable_install_is_owned(tmp_path):
@@ -163,7 +163,7 @@ def test_editable_install_is_owned(tmp_path):
     (info / 'direct_url.json').write_text(
         json.dumps({'url': source.as_uri(), 'dir_info': {'editable': True}})
     )
-    assert inspect([str(site), str(source)]).case == 'good'
+    assert diagnose([str(site), str(source)]).case == 'good'
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_editable_install_is_owned(tmp_path):
 )
 def test_mixed_families(tmp_path, dists, foreign, wanted):
     install_all(tmp_path, ('torch', *dists))
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert report.case == 'mixed families'
     assert report.cure.startswith(f'python -m pip uninstall -y {foreign} && ')
     assert report.cure.endswith(f'--no-build-isolation "{wanted}"')
@@ -193,7 +193,7 @@ def test_mixed_families(tmp_path, dists, foreign, wanted):
 )
 def test_none(tmp_path, dists, absent):
     install_all(tmp_path, dists)
-    report = inspect([str(tmp_path)])
+    report = diagnose([str(tmp_path)])
     assert report.case == 'none'
     assert report.problem == f'{absent} not installed'
     for name in absent.split(', '):
@@ -213,7 +213,7 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
 def test_this_environment_is_good():
     report = examine()
     assert (report.case, report.problem) == ('good', '')
-    done = run('-m', 'mmconvneur.environment')
+    done = run('-m', 'mmconvneur.utils.environment')
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == 'verdict: good'
 
@@ -223,14 +223,14 @@ def test_a_second_family_beside_the_real_one_is_told(tmp_path):
     (tmp_path / 'mmdet' / '__init__.py').unlink()
     (tmp_path / 'mmdet' / 'core.py').unlink()
     (tmp_path / 'mmdet').rmdir()
-    done = run('-m', 'mmconvneur.environment', PYTHONPATH=str(tmp_path))
+    done = run('-m', 'mmconvneur.utils.environment', PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert 'verdict: two providers: ' in done.stdout.splitlines()[-1]
 
 
 CHECK = """
 import sys
-from mmconvneur.environment import check_environment
+from mmconvneur.utils.environment import check_environment
 from mmconvneur.errors import UsageError
 try:
     check_environment()

@@ -7,8 +7,8 @@ from reference import layer_norm, slot_logits
 from torch.nn import functional as F
 
 from mmconvneur import ConvNeur, UsageError
-from mmconvneur.models import GLMix
-from mmconvneur.models.glmix import adaptive_avg_pool
+from mmconvneur.models.mixers import GLMix
+from mmconvneur.models.mixers.glmix import adaptive_avg_pool
 
 # 2 heads of 5 channels, 9 slots, 7 x 11 pixels: no two sizes are equal.
 BATCH, HEADS, DIM, SLOTS, HEIGHT, WIDTH = 3, 2, 10, 9, 7, 11
@@ -30,10 +30,10 @@ def image(height: int = HEIGHT, width: int = WIDTH, batch: int = BATCH) -> torch
     return torch.randn(batch, DIM, height, width, dtype=torch.float64, generator=generator)
 
 
-def padding(*real: tuple[int, int], height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
-    """A mask per image whose real pixels are a rectangle at the corner."""
-    mask = torch.zeros(len(real), 1, height, width)
-    for image_mask, (rows, columns) in zip(mask, real, strict=True):
+def padding(*valid: tuple[int, int], height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
+    """A mask per image whose valid pixels are a rectangle at the corner."""
+    mask = torch.zeros(len(valid), 1, height, width)
+    for image_mask, (rows, columns) in zip(mask, valid, strict=True):
         image_mask[:, :rows, :columns] = 1
     return mask
 
@@ -66,16 +66,16 @@ def test_maps_smaller_than_the_grid_repeat_their_pixels(size):
     torch.testing.assert_close(mixer(image(*size), ones), mixer(image(*size)), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize('real', [(1, 1), (2, 11), (7, 3), (7, 11), (5, 6)])
+@pytest.mark.parametrize('valid', [(1, 1), (2, 11), (7, 3), (7, 11), (5, 6)])
 @pytest.mark.parametrize('size', [1, 3, 8])
-def test_pooling_of_real_pixels_is_that_of_the_image_without_padding(real, size):
-    rows, columns = real
+def test_pooling_of_real_pixels_is_that_of_the_image_without_padding(valid, size):
+    rows, columns = valid
     x = image()
-    pooled = adaptive_avg_pool(x, padding(*[real] * BATCH), size)
+    pooled = adaptive_avg_pool(x, padding(*[valid] * BATCH), size)
     expected = F.adaptive_avg_pool2d(x[:, :, :rows, :columns], size)
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-12)
     # Wherever the rectangle lies.
-    moved, mask = (t.flip(2, 3) for t in (x, padding(*[real] * BATCH)))
+    moved, mask = (t.flip(2, 3) for t in (x, padding(*[valid] * BATCH)))
     expected = F.adaptive_avg_pool2d(moved[:, :, HEIGHT - rows :, WIDTH - columns :], size)
     torch.testing.assert_close(adaptive_avg_pool(moved, mask, size), expected, rtol=0, atol=1e-12)
 

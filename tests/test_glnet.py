@@ -15,19 +15,18 @@ from steps import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmconvneur import ConvNeur, UsageError
-from mmconvneur.cli import check_widths
-from mmconvneur.hooks import check_heads
 from mmconvneur.models import GLNet
-from mmconvneur.models.glnet import ARCHS
-from mmconvneur.models.loading import fit_state_dict
+from mmconvneur.models.backbones.glnet import ARCHS
+from mmconvneur.utils.configs import check_widths
 from mmconvneur.weights import recognise
 from mmconvneur.weights.glnet import own_name, own_shape
+from mmconvneur.weights.loading import check_heads, fit_state_dict
 
 KEYS = Path(__file__).parent / 'published_keys'
 PARAMETERS = {'stl': 30_296_786, '4g': 27_001_593, '9g': 60_010_617, '16g': 106_055_161}
 MACS = {'stl': 4.4e9, '4g': 4.5e9, '9g': 9.7e9, '16g': 16.7e9}  # the paper's, at 224 x 224
 # One block of each kind, and each way to take patches.
-PLAIN = dict(channels=(8, 16, 24, 40), depths=(1, 1, 2, 1), head_width=4)
+PLAIN = dict(channels=(8, 16, 24, 40), depths=(1, 1, 2, 1), head_dim=4)
 HYBRID = dict(PLAIN, mixers=ARCHS['4g']['mixers'], overlap=True, mlp_ratio=3, layer_scale=0.7)
 TINY = pytest.mark.parametrize('arch', [PLAIN, HYBRID], ids=['plain', 'hybrid'])
 
@@ -72,7 +71,7 @@ def checkpoint(arch: str) -> dict[str, torch.Tensor]:
 def narrow(arch: str) -> dict:
     """The arch of :func:`checkpoint`."""
     sizes = ARCHS[arch]
-    return dict(sizes, channels=tuple(dim // 8 for dim in sizes['channels']), head_width=4)
+    return dict(sizes, channels=tuple(dim // 8 for dim in sizes['channels']), head_dim=4)
 
 
 def tiny(arch: dict = PLAIN, **cfg) -> GLNet:
@@ -140,7 +139,7 @@ def test_published_names_and_shapes_are_all_of_ours_and_ours_all_of_theirs(arch)
 # --------------------------------------------------------------------------------------- the values
 def expected_maps(state: dict, x: torch.Tensor) -> list[torch.Tensor]:
     """What a backbone returns: fresh norms but for the last map, which has the network's own."""
-    *maps, last = reference(state, x, head_width=4)
+    *maps, last = reference(state, x, head_dim=4)
     fresh = [layer_norm(m.permute(0, 2, 3, 1), 1.0, 0.0).permute(0, 3, 1, 2) for m in maps[:-1]]
     return [*fresh, last]
 
@@ -179,7 +178,7 @@ def test_gradients_are_those_of_the_published_network():
     x = image(35, 50).double()
     direction = torch.randn(2, 128, 2, 2, dtype=torch.float64)
     (net(x)[0] * direction).sum().backward()
-    expected = reference(state, x, head_width=4, training=True)[-1]
+    expected = reference(state, x, head_dim=4, training=True)[-1]
     (expected * direction).sum().backward()
     ours = dict(net.named_parameters())
     theirs = {own_name(key): value.grad for key, value in state.items() if own_name(key)}
@@ -375,7 +374,7 @@ def test_necks_for_other_widths_are_named():
         (dict(arch=dict(PLAIN, mixers=[('mha',)] * 4)), "mixer 'mha': choose one of glmix, atten"),
         (dict(arch=dict(PLAIN, mixers=['glmix'] * 4)), "kinds 'glmix' of a stage"),
         (dict(arch=dict(PLAIN, mixers=[()] * 4)), r'kinds \(\) of a stage'),
-        (dict(arch=dict(PLAIN, head_width=16)), 'head_width=16 must divide the channels 8'),
+        (dict(arch=dict(PLAIN, head_dim=16)), 'head_dim=16 must divide the channels 8'),
         (dict(arch=dict(PLAIN, width=3)), 'arch has the keys .*width: it takes channels and'),
         (dict(arch=dict(channels=(8,), depths=(1, 1))), '1 channels and 2 depths'),
         (dict(out_indices=(4,)), 'from -4 to 3'),

@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from mmconvneur.benchmark import comparison
+from benchmarking import comparison
 
 SIZE, STRIDE, NEAREST_MARK = 128, 8, 33
 

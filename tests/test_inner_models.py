@@ -2,7 +2,7 @@ import pytest
 import torch
 from reference import inner, step
 
-from mmconvneur.models.inner_models import INNER_MODELS, RIDGE
+from mmconvneur.models.mixers.inner_models import INNER_MODELS, RIDGE
 
 TOKENS, WIDTH = 13, 7
 

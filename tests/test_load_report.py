@@ -17,7 +17,7 @@ from test_tools import DETECTION, SEGMENTATION, TOOLS, failing
 from test_weights import Touch, counts, logged
 
 from mmconvneur import UsageError
-from mmconvneur.hooks import LoadReportHook
+from mmconvneur.engine.hooks import LoadReportHook
 from mmconvneur.weights.reading import load_safely, read_checkpoint
 
 

@@ -5,11 +5,12 @@ import pickle
 import pytest
 import reference
 import torch
+from steps import last_layer
 from torch import nn
 
 from mmconvneur import ConvNeur, UsageError
-from mmconvneur.models.convneur import build_mixer
-from mmconvneur.models.spatial_bias import SpatialBiasMaps
+from mmconvneur.models.mixers.build import build_mixer
+from mmconvneur.models.mixers.spatial_bias import SpatialBiasMaps
 from mmconvneur.registry import MIXERS
 
 BATCH, DIM, HEIGHT, WIDTH = 2, 13, 11, 7
@@ -86,8 +87,8 @@ def test_float32_on_a_map_of_many_rows(name):
 
 # Not the published memory: padding moves where its chunks end (see test_neural_memory.py).
 @pytest.mark.parametrize('name', sorted(set(CONFIGS) - {'PublishedNeuralMemory'}))
-def test_padding_does_not_reach_real_pixels(name):
-    """The real part of a padded image is the image alone, each image with a size of its own."""
+def test_padding_does_not_reach_valid_pixels(name):
+    """The valid part of a padded image is the image alone, each image with a size of its own."""
     mixer = build(name)
     x, mask = image(3), torch.zeros(3, 1, HEIGHT, WIDTH)
     sizes = [(11, 5), (7, 7), (11, 7)]
@@ -102,7 +103,7 @@ def test_padding_does_not_reach_real_pixels(name):
 
 
 @every_mixer
-def test_padding_gets_no_gradient_from_real_pixels(name):
+def test_padding_gets_no_gradient_from_valid_pixels(name):
     mixer, x, mask = build(name), image().requires_grad_(), torch.ones(BATCH, 1, HEIGHT, WIDTH)
     mask[..., 5:] = 0
     mixer(x, mask)[..., :5].square().sum().backward()
@@ -132,12 +133,12 @@ def test_learns_from_its_neutral_start(name):
     """
     torch.manual_seed(0)
     mixer = build_mixer(dict(type=name, **CONFIGS[name]), DIM).double()
-    last = [mixer.expand.weight, mixer.expand.bias]
+    last = [last_layer(mixer).weight, last_layer(mixer).bias]
     target = image(height=23, width=13).flip(0)
     (mixer(image(height=23, width=13)) - target).square().mean().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in last)
     mixer.zero_grad()
-    nn.init.normal_(mixer.expand.weight, std=0.1)
+    nn.init.normal_(last_layer(mixer).weight, std=0.1)
     (mixer(image(height=23, width=13)) - target).square().mean().backward()
     for key, parameter in mixer.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
@@ -170,12 +171,13 @@ def test_works_in_a_backbone_with_each_fusion_and_placement(name, fusion, placem
     neutral = net(x)[0]
     if fusion != 'gate':
         for path in branches:  # neutral: the local branch alone
-            blocks[path.replace('global_branch', 'fusion')].forward = lambda local, cue: local
+            blocks[path.replace('global_branch', 'fusion')].forward = lambda local, context: local
         torch.testing.assert_close(net(x)[0], neutral, rtol=0, atol=1e-10)
         for path in branches:
             del blocks[path.replace('global_branch', 'fusion')].forward
     for path in branches:
-        randomise(blocks[path].expand), randomise(blocks[path.replace('global_branch', 'fusion')])
+        randomise(last_layer(blocks[path]))
+        randomise(blocks[path.replace('global_branch', 'fusion')])
     assert (net(x)[0] - neutral).abs().max() > 1e-3
     net.train()(x)[0].square().sum().backward()
     assert all(p.grad is not None for p in net.parameters())
@@ -236,7 +238,7 @@ def test_spatial_bias_maps_equal_their_reference(batch, size, out):
     torch.testing.assert_close(module(x, out), expected, rtol=0, atol=1e-10)
 
 
-def test_spatial_bias_normalises_real_pixels_only_while_training():
+def test_spatial_bias_normalises_valid_pixels_only_while_training():
     """With a mask the statistics are those of the batch without its padding."""
     padded, alone = build('SpatialBias').train(), build('SpatialBias').train()
     x, mask = image(), torch.ones(BATCH, 1, HEIGHT, WIDTH)

@@ -6,9 +6,10 @@ import torch
 from reference import neural_memory as reference
 
 from mmconvneur import ConvNeur, UsageError
-from mmconvneur.models import NeuralMemory, PublishedNeuralMemory, pointwise
-from mmconvneur.models.inner_models import INNER_MODELS
-from mmconvneur.models.neural_memory import shrunk_covariance
+from mmconvneur.models.layers import tiles
+from mmconvneur.models.mixers import NeuralMemory, PublishedNeuralMemory
+from mmconvneur.models.mixers.inner_models import INNER_MODELS
+from mmconvneur.models.mixers.neural_memory import shrunk_covariance
 
 # Distinct primes: a swapped axis cannot pass. 5 x 7 tokens, chunks of 11: the last one is ragged.
 BATCH, DIM, HEADS, WIDTH, HEIGHT_, WIDTH_ = 2, 13, 3, 2, 5, 7
@@ -32,10 +33,10 @@ def possible(forms: list[dict]) -> list:
     ]
 
 
-@pytest.fixture(autouse=True, params=[pointwise.STRIP, 11], ids=['one-strip', 'many-strips'])
+@pytest.fixture(autouse=True, params=[tiles.TILE, 11], ids=['one-strip', 'many-strips'])
 def strip(request, monkeypatch):
     """Everything holds for an image that is one strip and for one that is many, the last ragged."""
-    monkeypatch.setattr(pointwise, 'STRIP', request.param)
+    monkeypatch.setattr(tiles, 'TILE', request.param)
 
 
 def build(cls=NeuralMemory, **cfg):

@@ -41,7 +41,7 @@ def build(model: nn.Module, **paramwise_cfg) -> OptimWrapper:
     return build_optim_wrapper(
         model,
         dict(
-            constructor='mmconvneur.LayerDecayOptimWrapperConstructor',
+            constructor='mmconvneur.LearningRateDecayOptimWrapperConstructor',
             optimizer=dict(type='AdamW', lr=LR, weight_decay=WEIGHT_DECAY),
             paramwise_cfg=paramwise_cfg,
         ),
@@ -79,15 +79,15 @@ def shipped(name: str) -> tuple[Config, nn.Module]:
                 'downsample_layers.0.0.weight': 0,
                 'downsample_layers.0.1.bias': 0,
                 'stages.0.0.global_branch.initial.0': 1,
-                'stages.0.2.local_branch.layer_scale': 1,
+                'stages.0.2.local_branch.gamma': 1,
                 'downsample_layers.1.1.weight': 2,
-                'stages.1.0.local_branch.expand.weight': 2,
+                'stages.1.0.local_branch.pointwise_conv1.weight': 2,
                 'downsample_layers.2.0.weight': 3,
                 'stages.2.2.local_branch.norm.weight': 3,
                 'stages.2.3.local_branch.norm.weight': 4,
-                'stages.2.8.local_branch.project.bias': 5,
+                'stages.2.8.local_branch.pointwise_conv2.bias': 5,
                 'downsample_layers.3.1.bias': 6,
-                'stages.3.2.local_branch.expand.weight': 6,
+                'stages.3.2.local_branch.pointwise_conv1.weight': 6,
                 'norm0.weight': 7,
                 'norm3.bias': 7,
             },
@@ -97,14 +97,14 @@ def shipped(name: str) -> tuple[Config, nn.Module]:
             14,
             {
                 'downsample_layers.0.0.weight': 0,
-                'stages.0.1.local_branch.expand.weight': 1,
-                'stages.1.2.local_branch.expand.weight': 2,
+                'stages.0.1.local_branch.pointwise_conv1.weight': 1,
+                'stages.1.2.local_branch.pointwise_conv1.weight': 2,
                 'downsample_layers.2.1.weight': 3,
                 'stages.2.0.global_branch.initial.0': 3,
-                'stages.2.14.local_branch.expand.weight': 7,
-                'stages.2.26.local_branch.expand.weight': 11,
+                'stages.2.14.local_branch.pointwise_conv1.weight': 7,
+                'stages.2.26.local_branch.pointwise_conv1.weight': 11,
                 'downsample_layers.3.0.bias': 12,
-                'stages.3.0.local_branch.expand.weight': 12,
+                'stages.3.0.local_branch.pointwise_conv1.weight': 12,
                 'norm2.bias': 13,
             },
         ),
@@ -113,12 +113,12 @@ def shipped(name: str) -> tuple[Config, nn.Module]:
             7,
             {
                 'downsample_layers.0.0.weight': 0,
-                'stages.0.2.local_branch.layer_scale': 1,
-                'stages.0.3.local_branch.layer_scale': 2,
+                'stages.0.2.local_branch.gamma': 1,
+                'stages.0.3.local_branch.gamma': 2,
                 'downsample_layers.1.0.weight': 3,
-                'stages.1.0.local_branch.layer_scale': 3,
-                'stages.1.5.local_branch.layer_scale': 4,
-                'stages.1.6.local_branch.layer_scale': 5,
+                'stages.1.0.local_branch.gamma': 3,
+                'stages.1.5.local_branch.gamma': 4,
+                'stages.1.6.local_branch.gamma': 5,
                 'norm1.weight': 6,
             },
         ),
@@ -137,7 +137,7 @@ def test_depths_by_hand(arch, num_layers, depths):
 def test_stages_that_are_not_built_have_no_depth():
     with torch.device('meta'):
         backbone = ConvNeur('t', out_indices=(0, 1))
-    assert backbone.get_layer_depth('stages.1.2.local_branch.layer_scale') == (2, 4)
+    assert backbone.get_layer_depth('stages.1.2.local_branch.gamma') == (2, 4)
     assert backbone.get_layer_depth('norm1.weight') == (3, 4)
 
 
@@ -168,10 +168,10 @@ def test_rates_of_the_three_times_schedule_by_hand():
     found = by_name(model, build_optim_wrapper(model, cfg.optim_wrapper))
     for name, expected in {
         'backbone.downsample_layers.0.0.weight': (0.698337e-4, 0.05),  # 0.95 ** 7
-        'backbone.stages.0.0.local_branch.layer_scale': (0.735092e-4, 0.0),
+        'backbone.stages.0.0.local_branch.gamma': (0.735092e-4, 0.0),
         'backbone.stages.0.0.local_branch.depthwise_conv.weight': (0.735092e-4, 0.05),
         'backbone.stages.2.0.global_branch.initial.0': (0.814506e-4, 0.0),
-        'backbone.stages.2.4.local_branch.expand.weight': (0.857375e-4, 0.05),
+        'backbone.stages.2.4.local_branch.pointwise_conv1.weight': (0.857375e-4, 0.05),
         'backbone.downsample_layers.3.1.weight': (0.95e-4, 0.05),
         'backbone.norm3.weight': (1e-4, 0.0),
         'neck.lateral_convs.0.conv.weight': (1e-4, 0.05),
@@ -236,7 +236,7 @@ class Odd(nn.Module):
 def test_no_decay_by_name():
     model = Model(ConvNeur(TINY, out_indices=1))
     model.odd = Odd()
-    found = by_name(model, build(model, decay_rate=0.5))
+    found = by_name(model, build(model, layer_decay_rate=0.5))
     assert {name: found[f'odd.{name}'] for name, _ in model.odd.named_parameters()} == {
         'scalar': (LR, 0.0),
         'scale': (LR, 0.0),
@@ -261,11 +261,14 @@ def test_decaying_parameters_of_a_convneur(inner_model):
         out_indices=0,
         global_mixer=dict(type='NeuralMemory', inner_model=inner_model),
     )
-    found = by_name(backbone, build(backbone, decay_rate=1.0))
+    found = by_name(backbone, build(backbone, layer_decay_rate=1.0))
     matrices = ('reduce', 'qkv', 'write_logits', 'expand')
     assert {name for name, (_, decay) in found.items() if decay} == {
         'downsample_layers.0.0.weight',
-        *(f'stages.0.0.local_branch.{m}.weight' for m in ('depthwise_conv', 'expand', 'project')),
+        *(
+            f'stages.0.0.local_branch.{m}.weight'
+            for m in ('depthwise_conv', 'pointwise_conv1', 'pointwise_conv2')
+        ),
         *(f'stages.0.0.global_branch.{m}.weight' for m in matrices),
     }
 
@@ -277,7 +280,7 @@ def test_options_of_mmengine_multiply():
         model,
         build(
             model,
-            decay_rate=0.5,
+            layer_decay_rate=0.5,
             bias_lr_mult=2.0,
             norm_decay_mult=3.0,
             custom_keys={
@@ -291,16 +294,16 @@ def test_options_of_mmengine_multiply():
     for name, expected in {
         'encoder.body.downsample_layers.0.0.weight': (LR * 0.1 * 0.5**4, WEIGHT_DECAY),
         'encoder.body.downsample_layers.0.1.weight': (LR * 0.1 * 0.5**4, 0.0),
-        'encoder.body.stages.0.1.local_branch.expand.bias': (LR * 0.1 * 0.5**3, 0.0),
-        'encoder.body.stages.1.2.local_branch.expand.weight': (
+        'encoder.body.stages.0.1.local_branch.pointwise_conv1.bias': (LR * 0.1 * 0.5**3, 0.0),
+        'encoder.body.stages.1.2.local_branch.pointwise_conv1.weight': (
             LR * 0.3 * 0.5**2,
             WEIGHT_DECAY * 0.7,
         ),
-        'encoder.body.stages.1.3.local_branch.expand.weight': (
+        'encoder.body.stages.1.3.local_branch.pointwise_conv1.weight': (
             LR * 0.3 * 0.5,
             WEIGHT_DECAY * 0.7,
         ),
-        'encoder.body.stages.1.3.local_branch.layer_scale': (LR * 0.3 * 0.5, 0.0),
+        'encoder.body.stages.1.3.local_branch.gamma': (LR * 0.3 * 0.5, 0.0),
         'neck.weight': (LR, WEIGHT_DECAY),
         'neck.bias': (LR * 2.0, 0.0),
         'head.weight': (LR, 0.0),
@@ -310,7 +313,7 @@ def test_options_of_mmengine_multiply():
 
 def test_custom_options_reach_the_optimizer_and_the_name():
     model = Model(ConvNeur(TINY, out_indices=1))
-    wrapper = build(model, decay_rate=0.5, custom_keys={'head': dict(eps=1e-3, lr_mult=2.0)})
+    wrapper = build(model, layer_decay_rate=0.5, custom_keys={'head': dict(eps=1e-3, lr_mult=2.0)})
     options = by_name(model, wrapper, 'group_name', 'lr', 'eps')
     assert options['head.weight'] == ('layer_4_decay, eps=0.001, lr_mult=2.0', 2 * LR, 1e-3)
     assert options['neck.weight'] == ('layer_4_decay', LR, 1e-8)
@@ -323,7 +326,7 @@ def test_shared_parameters_are_taken_once_by_their_first_name(bypass):
     model.decoder = nn.ModuleDict(dict(stem=model.encoder.body.downsample_layers[0]))
     wrapper = build(
         model,
-        decay_rate=0.5,
+        layer_decay_rate=0.5,
         bypass_duplicate=bypass,
         custom_keys=dict(twin=dict(lr_mult=3.0), head=dict(lr_mult=5.0)),
     )
@@ -338,18 +341,18 @@ def test_frozen_parameters_are_left_out():
     frozen = Model(ConvNeur(TINY, out_indices=(0, 1), frozen_stages=1))
     expected = {
         name: options
-        for name, options in by_name(free, build(free, decay_rate=0.5)).items()
+        for name, options in by_name(free, build(free, layer_decay_rate=0.5)).items()
         if not name.startswith(
             tuple(f'encoder.body.{part}.' for part in ('downsample_layers.0', 'stages.0', 'norm0'))
         )
     }
-    assert by_name(frozen, build(frozen, decay_rate=0.5)) == expected
+    assert by_name(frozen, build(frozen, layer_decay_rate=0.5)) == expected
 
 
 def test_wrapped_models():
     model = Model(ConvNeur(TINY, out_indices=1))
-    expected = by_name(model, build(model, decay_rate=0.5))
-    assert by_name(model, build(nn.DataParallel(model), decay_rate=0.5)) == expected
+    expected = by_name(model, build(model, layer_decay_rate=0.5))
+    assert by_name(model, build(nn.DataParallel(model), layer_decay_rate=0.5)) == expected
 
 
 class Steps(nn.Module):
@@ -379,7 +382,7 @@ class Classifier(nn.Module):
 
 def test_backbones_of_other_packages():
     model = Classifier()
-    found = by_name(model, build(model, decay_rate=0.5))
+    found = by_name(model, build(model, layer_decay_rate=0.5))
     weights = {name: lr for name, (lr, _) in found.items() if name.endswith('weight')}
     assert weights == {
         'backbone.steps.0.weight': LR * 0.25,
@@ -391,7 +394,7 @@ def test_backbones_of_other_packages():
 
 def test_several_backbones():
     model = nn.ModuleDict(dict(image=Steps(3), depth=nn.Sequential(Steps(1)), head=nn.Linear(2, 3)))
-    found = by_name(model, build(model, decay_rate=0.5), 'group_name', 'lr')
+    found = by_name(model, build(model, layer_decay_rate=0.5), 'group_name', 'lr')
     weights = {name: options for name, options in found.items() if name.endswith('weight')}
     assert weights == {
         'image.steps.0.weight': ('layer_0_decay', LR * 0.125),
@@ -412,34 +415,38 @@ def test_found_by_its_name_under_another_default_scope():
         'init_default_scope("mmdet")\n'
         'assert not any(name.startswith("mmconvneur") for name in sys.modules)\n'
         'constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(dict(\n'
-        '    type="mmconvneur.LayerDecayOptimWrapperConstructor",\n'
+        '    type="mmconvneur.LearningRateDecayOptimWrapperConstructor",\n'
         '    optim_wrapper_cfg=dict(optimizer=dict(type="AdamW", lr=1.0, weight_decay=0.1)),\n'
-        '    paramwise_cfg=dict(decay_rate=0.9)))\n'
+        '    paramwise_cfg=dict(layer_decay_rate=0.9)))\n'
         'print(type(constructor).__module__)\n'
     )
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert run.stdout.endswith('mmconvneur.optim\n'), run.stderr[-2000:]
+    assert run.stdout.endswith('mmconvneur.engine.optim\n'), run.stderr[-2000:]
 
 
 # ------------------------------------------------------------------------------------------- errors
 def test_a_model_without_depths():
     with pytest.raises(UsageError, match='nothing in Linear has get_layer_depth; take ConvNeur or'):
-        build(nn.Linear(3, 5), decay_rate=0.9)
+        build(nn.Linear(3, 5), layer_decay_rate=0.9)
 
 
 def test_unknown_keys():
-    with pytest.raises(UsageError, match='no key decay_type, num_layers with .* takes decay_rate,'):
-        build(nn.Linear(3, 5), decay_rate=0.9, num_layers=6, decay_type='layer_wise')
+    with pytest.raises(
+        UsageError, match='no key decay_type, num_layers with .* takes layer_decay_rate,'
+    ):
+        build(nn.Linear(3, 5), layer_decay_rate=0.9, num_layers=6, decay_type='layer_wise')
 
 
 @pytest.mark.parametrize('rate', [0, -0.5, 1.01, '0.9', None])
 def test_rates_out_of_range(rate):
-    with pytest.raises(UsageError, match=f'decay_rate is {rate}: set it above 0 and at most 1'):
-        build(nn.Linear(3, 5), decay_rate=rate)
+    with pytest.raises(
+        UsageError, match=f'layer_decay_rate is {rate}: set it above 0 and at most 1'
+    ):
+        build(nn.Linear(3, 5), layer_decay_rate=rate)
 
 
 def test_no_paramwise_cfg():
-    with pytest.raises(UsageError, match='decay_rate is None'):
+    with pytest.raises(UsageError, match='layer_decay_rate is None'):
         build(nn.Linear(3, 5))
 
 
@@ -448,9 +455,9 @@ def test_optimizer_without_rate_or_decay(missing):
     optimizer = dict(type='AdamW', lr=LR, weight_decay=WEIGHT_DECAY)
     del optimizer[missing]
     cfg = dict(
-        constructor='mmconvneur.LayerDecayOptimWrapperConstructor',
+        constructor='mmconvneur.LearningRateDecayOptimWrapperConstructor',
         optimizer=optimizer,
-        paramwise_cfg=dict(decay_rate=0.9),
+        paramwise_cfg=dict(layer_decay_rate=0.9),
     )
     with pytest.raises(UsageError, match='set both in optimizer'):
         build_optim_wrapper(nn.Linear(3, 5), cfg)
@@ -459,4 +466,4 @@ def test_optimizer_without_rate_or_decay(missing):
 def test_fsdp():
     sharded = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # a real one needs a GPU
     with pytest.raises(UsageError, match='in FSDP: train with DDP'):
-        build(sharded, decay_rate=0.9)
+        build(sharded, layer_decay_rate=0.9)

@@ -11,8 +11,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from test_layout import SHIPPED_TOOLS
 
-from mmconvneur.model_zoo import release
+from model_index import release
 
 ROOT = Path(__file__).parent.parent
 # Both need the mm packages of this environment beside the installed copy.
@@ -33,7 +34,7 @@ for path in configs:
 print(home, len(configs))
 """
 RELEASED = """
-from mmconvneur.model_zoo import released
+from mmconvneur.apis.model_zoo import released
 print(*released('stand-in').paths)
 """
 WEIGHTS = b'weights'
@@ -95,14 +96,15 @@ def probe(cwd: Path, path: str, code: str = PROBE) -> list[str]:
 
 
 def test_wheel_holds_the_package_and_the_very_configs_and_tools(wheel):
-    expected = sources('mmconvneur')
-    for folder in ('configs', 'tools'):
-        expected |= {f'mmconvneur/.mim/{k}': v for k, v in sources(folder).items()}
-    expected[f'mmconvneur/.mim/{RELEASE}.py'] = b'flat = True\n'
+    tools = {f'tools/{name}.py' for name in SHIPPED_TOOLS}
+    carried = sources('configs') | {k: v for k, v in sources('tools').items() if k in tools}
+    expected = sources('mmconvneur') | {f'mmconvneur/.mim/{k}': v for k, v in carried.items()}
     with zipfile.ZipFile(wheel) as archive:
         links = [i.filename for i in archive.infolist() if (i.external_attr >> 28) == 0xA]
         held = {n: archive.read(n) for n in archive.namelist() if n.endswith('.py')}
+        released = [n for n in archive.namelist() if '/checkpoints/' in n]
     assert links == []
+    assert released == [f'mmconvneur/.mim/{RELEASE}.pth']  # and nothing that lies beside it
     assert sorted(held) == sorted(expected)
     assert held == expected
 

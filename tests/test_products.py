@@ -3,7 +3,7 @@ import torch
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from mmconvneur.models.products import gram, product, unit_length
+from mmconvneur.models.mixers.products import gram, product, unit_length
 
 BATCH, TOKENS, INNER, OUT = 2, 7, 5, 3
 EXACT = dict(rtol=0, atol=1e-12)

@@ -14,9 +14,11 @@ from mmengine.config import Config
 from steps import build
 from test_tools import TOOLS
 
-from mmconvneur.model_zoo import HOME, golden_maps, metrics_of, read_index, released
-from mmconvneur.sample_data import make_dataset
+from mmconvneur.apis.model_zoo import metrics_of, read_index, released
+from mmconvneur.utils.files import HOME
 from mmconvneur.weights import read_state_dict
+from model_index import golden_maps
+from sample_data import make_dataset
 
 ENTRIES = {entry['Name']: entry for entry in read_index(HOME)}
 LARGEST, ALL = 15e6, 40e6  # bytes

@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from scipy.stats import chi2_contingency, chisquare
 
 from mmconvneur.errors import UsageError
-from mmconvneur.sample_data import (
+from mmconvneur.utils.configs import SAMPLE_TASKS
+from sample_data import (
     CUE_CLASSES,
     LEGEND_CLASSES,
     PALETTE,
@@ -64,6 +65,10 @@ def records(root, task):
 def test_constants_agree():
     assert len(PALETTE) == len(set(PALETTE)) == len(THING_CLASSES + STUFF_CLASSES) == 8
     assert [len(task.things) for task in TASKS.values()] == [5, 3, 3]
+
+
+def test_the_package_names_the_tasks_in_its_errors():
+    assert SAMPLE_TASKS == tuple(TASKS)
 
 
 @pytest.mark.parametrize('task', TASKS)

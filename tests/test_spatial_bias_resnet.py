@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mmconvneur import SpatialBiasResNet, UsageError
-from mmconvneur.hooks import check_heads
-from mmconvneur.models.spatial_bias_resnet import SpatialBiasBottleneck
+from mmconvneur.models.backbones.spatial_bias_resnet import SpatialBiasBottleneck
+from mmconvneur.weights.loading import check_heads
 from mmconvneur.weights.reading import resolve
 
 NARROW = dict(depth=50, base_channels=8, stem_channels=8)

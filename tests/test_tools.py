@@ -22,9 +22,9 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from steps import CONFIGS, ROOT
 
-from mmconvneur.checkpoints import AtomicBackend, latest_checkpoint
-from mmconvneur.cli import find_config
-from mmconvneur.tta import unflip
+from mmconvneur.engine.checkpoints import AtomicBackend, latest_checkpoint
+from mmconvneur.evaluation.tta import unflip
+from mmconvneur.utils.configs import find_config
 from mmconvneur.weights import read_checkpoint
 
 TOOLS = ROOT / 'tools'

@@ -20,7 +20,7 @@ from test_tools import TOOLS, failing
 from torch import nn
 
 from mmconvneur import ConvNeur, UsageError
-from mmconvneur.models import NeuralMemory, PublishedNeuralMemory
+from mmconvneur.models.mixers import NeuralMemory, PublishedNeuralMemory
 from mmconvneur.registry import MIXERS
 from mmconvneur.visualization import (
     ReceptiveField,
@@ -33,7 +33,7 @@ from mmconvneur.visualization import (
     square_holding,
     write_weights,
 )
-from mmconvneur.visualization.drawing import Scene
+from mmconvneur.visualization.drawing import Backdrop
 
 EXACT = dict(rtol=0, atol=1e-10)  # float64
 # Distinct primes: a swapped axis cannot pass. 5 x 7 tokens, chunks of 11: the last one is ragged.
@@ -127,15 +127,15 @@ def test_hooks_are_gone_after_an_error():
 
 
 # --------------------------------------------------------------------------------------------- maps
-def test_a_gate_is_the_sigmoid_of_the_cue():
+def test_a_gate_is_the_sigmoid_of_the_context():
     backbone = backbone_of(global_mixer=dict(type='NeuralMemory', num_heads=2)).double()
     wake_memory(backbone)
     image = torch.randn(2, 3, 36, 44, dtype=torch.float64)
     with capture(backbone) as taps:
         backbone(image)
     x = backbone.downsample_layers[0](image)
-    cue = reference.neural_memory(backbone.stages[0][0].global_branch, 'ridge', x)[0]
-    expected = 1 / (1 + torch.exp(-cue))
+    context = reference.neural_memory(backbone.stages[0][0].global_branch, 'ridge', x)[0]
+    expected = 1 / (1 + torch.exp(-context))
     assert expected.std() > 0.01
     torch.testing.assert_close(gate(taps.fusions['stages.0.0']), expected, **EXACT)
 
@@ -147,11 +147,11 @@ def test_write_weights_are_a_softmax_over_the_real_tokens(masked):
     mask[:, :, :, 5:] = 0
     _, tap = heard(memory, mask if masked else None)
     weights = write_weights(tap)
-    real = tap.tokens[:, : 5 if masked else None]
+    valid = tap.tokens[:, : 5 if masked else None]
     score = torch.zeros(HEADS, H, W).double()
-    score[:, :, : real.size(1)] = (
-        (reference.whitened(real.flatten(0, 1)) @ memory.write_logits.weight.T)
-        .exp().unflatten(0, real.shape[:2]).permute(2, 0, 1).detach()
+    score[:, :, : valid.size(1)] = (
+        (reference.whitened(valid.flatten(0, 1)) @ memory.write_logits.weight.T)
+        .exp().unflatten(0, valid.shape[:2]).permute(2, 0, 1).detach()
     )  # fmt: skip
     expected = score / score.sum((1, 2), keepdim=True)
     torch.testing.assert_close(weights, expected, **EXACT)
@@ -193,8 +193,8 @@ def decay_before(memory: PublishedNeuralMemory, tap, chunk: int) -> torch.Tensor
     kept = torch.ones(HEADS, dtype=torch.float64)
     for t in range(chunk):
         tokens = tap.tokens.flatten(0, 1)[t * 11 : t * 11 + 11]
-        real = tap.real.flatten()[t * 11 : t * 11 + 11].bool()
-        rates = memory.rates(tokens[real].mean(0)).sigmoid().view(3, HEADS)
+        valid = tap.valid.flatten()[t * 11 : t * 11 + 11].bool()
+        rates = memory.rates(tokens[valid].mean(0)).sigmoid().view(3, HEADS)
         kept = kept * (1 - rates[2])
     return kept
 
@@ -311,9 +311,9 @@ def test_the_square_that_holds_a_share():
 # -------------------------------------------------------------------------------------- the picture
 def test_a_pixel_is_found_in_maps_of_a_resized_and_padded_image():
     # 20 x 40 pixels, enlarged 1.5 times to 30 x 60 and padded to 32 x 64; cells of 8.
-    scene = Scene(np.zeros((20, 40, 3)), (1.5, 1.5), (32, 64))
-    assert scene.shown == (30, 60) and scene.at((39, 0)) == (59.25, 0.75)
-    assert [scene.cell(p, (4, 8)) for p in [(0, 0), (4, 5), (5, 4), (39, 19)]] == [
+    backdrop = Backdrop(np.zeros((20, 40, 3)), (1.5, 1.5), (32, 64))
+    assert backdrop.shown == (30, 60) and backdrop.at((39, 0)) == (59.25, 0.75)
+    assert [backdrop.cell(p, (4, 8)) for p in [(0, 0), (4, 5), (5, 4), (39, 19)]] == [
         *((0, 0), (1, 0), (0, 1), (3, 7))
     ]
 

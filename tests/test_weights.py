@@ -311,7 +311,7 @@ def test_another_number_of_image_channels_is_reported_and_the_rest_loaded(source
     (line,) = lines
     assert counts(line)[4] == 1 and 'downsample_layers.0.0.weight' in line
     torch.testing.assert_close(
-        backbone.stages[0][1].local_branch.expand.weight,
+        backbone.stages[0][1].local_branch.pointwise_conv1.weight,
         source.encoder.stages[0].layers[1].pwconv1.weight,
     )
 

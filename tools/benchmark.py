@@ -17,18 +17,18 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from mmconvneur.benchmark.backbones import BACKBONES
-from mmconvneur.benchmark.cases import (
+from benchmarking.backbones import BACKBONES
+from benchmarking.cases import (
     DTYPES,
     EXECUTIONS,
-    LAYOUTS,
+    MEMORY_FORMATS,
     MODES,
     WARM_UPS,
     Case,
     parse_contestant,
     run_case,
 )
-from mmconvneur.benchmark.report import (
+from benchmarking.report import (
     Results,
     environment,
     exponents_table,
@@ -62,7 +62,7 @@ def parse() -> argparse.Namespace:
         help=f'{" | ".join(DTYPES)}; weights and input are cast, with amp they stay float32 under '
         'bfloat16 autocast',
     )
-    parser.add_argument('--layout', default='channels_last', help=' | '.join(LAYOUTS))
+    parser.add_argument('--layout', default='channels_last', help=' | '.join(MEMORY_FORMATS))
     parser.add_argument(
         '--mode', default='forward', help=f'{" | ".join(MODES)}: forward and backward'
     )
@@ -81,7 +81,7 @@ def check(args: argparse.Namespace) -> None:
     """Raise ``UsageError`` for an impossible choice, and fill in what depends on the machine."""
     for dtype in args.dtypes:
         check_choice('dtype', dtype, DTYPES)
-    check_choice('layout', args.layout, LAYOUTS)
+    check_choice('layout', args.layout, MEMORY_FORMATS)
     check_choice('mode', args.mode, MODES)
     check_choice('execution', args.compile, EXECUTIONS)
     args.baseline = args.baseline or args.backbones[0]

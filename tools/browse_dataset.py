@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmconvneur import environment
+from mmconvneur.utils import environment
 
 environment.exit_unless_good()  # before the imports below can fail
 
@@ -13,7 +13,8 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 from tqdm import trange
 
-from mmconvneur.cli import check_data, config_parser, load_config, one_line_errors, parse
+from mmconvneur.utils.arguments import config_parser, one_line_errors, parse
+from mmconvneur.utils.configs import check_data, load_config
 
 
 @one_line_errors

@@ -9,7 +9,7 @@ OUT/global_branches.md and its pictures.
 
 from __future__ import annotations
 
-from mmconvneur import environment
+from mmconvneur.utils import environment
 
 environment.exit_unless_good()  # before the imports below can fail
 
@@ -32,10 +32,11 @@ import torch
 from mmengine.config import Config
 from rich.progress import Progress, TimeElapsedColumn
 
-from mmconvneur.benchmark import comparison, report
-from mmconvneur.cli import one_line_errors
+from benchmarking import comparison, report
 from mmconvneur.errors import UsageError, check_choice
-from mmconvneur.sample_data import make_dataset
+from mmconvneur.utils.arguments import one_line_errors
+from mmconvneur.utils.files import write_atomically
+from sample_data import make_dataset
 
 ROOT = Path(__file__).parents[1]
 FACTORS = (1 / 3, 1.0)  # of the config's learning rate
@@ -254,7 +255,7 @@ def main() -> None:
         shlex.join(sys.argv),
         ', '.join(f'{key} {value}' for key, value in facts.items()),
     )
-    report.write(args.out / 'global_branches.md', page)
+    write_atomically(args.out / 'global_branches.md', page)
     print(page)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmconvneur import environment
+from mmconvneur.utils import environment
 
 environment.exit_unless_good()  # before the imports below can fail
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from mmengine.runner import save_checkpoint
 
 import mmconvneur
-from mmconvneur.checkpoints import ATOMIC
-from mmconvneur.cli import add_trust, one_line_errors
+from mmconvneur.engine.checkpoints import ATOMIC
 from mmconvneur.errors import UsageError
-from mmconvneur.models import convneur, glnet
-from mmconvneur.models.loading import sizes
+from mmconvneur.models.backbones import convneur, glnet
+from mmconvneur.utils.arguments import add_trust, one_line_errors
 from mmconvneur.weights import LAYOUTS, read_state_dict, recognise
+from mmconvneur.weights.loading import sizes
 
 
 @one_line_errors

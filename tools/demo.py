@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmconvneur import environment
+from mmconvneur.utils import environment
 
 environment.exit_unless_good()  # before the imports below can fail
 
@@ -15,10 +15,11 @@ from mmengine.config import Config
 from mmengine.registry import VISUALIZERS
 from tqdm import tqdm
 
-from mmconvneur.cli import add_trust, load_config, one_line_errors
+from mmconvneur.apis.inference import load_model, read_image
+from mmconvneur.apis.model_zoo import find_weights, released
 from mmconvneur.errors import UsageError
-from mmconvneur.inference import load_model, read_image
-from mmconvneur.model_zoo import find_weights, released
+from mmconvneur.utils.arguments import add_trust, one_line_errors
+from mmconvneur.utils.configs import load_config
 from mmconvneur.weights.reading import load_safely
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')

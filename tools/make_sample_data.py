@@ -11,7 +11,7 @@ import sys
 from rich.progress import track
 
 from mmconvneur.errors import UsageError
-from mmconvneur.sample_data import TASKS, make_dataset
+from sample_data import TASKS, make_dataset
 
 
 def main() -> None:

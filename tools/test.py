@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmconvneur import environment
+from mmconvneur.utils import environment
 
 environment.exit_unless_good()  # before the imports below can fail
 
@@ -13,18 +13,12 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
-from mmconvneur.cli import (
-    build_runner,
-    check_data,
-    common_parser,
-    load_config,
-    one_line_errors,
-    parse,
-    set_work_dir,
-)
+from mmconvneur.apis.model_zoo import find_weights
+from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook
 from mmconvneur.errors import UsageError
-from mmconvneur.hooks import LoadReportHook, ProgressBarHook
-from mmconvneur.model_zoo import find_weights
+from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
+from mmconvneur.utils.configs import check_data, load_config
+from mmconvneur.utils.runner import build_runner, set_work_dir
 
 
 @one_line_errors
@@ -79,7 +73,7 @@ def augment(cfg: Config) -> None:
     detection = cfg.default_scope == 'mmdet'
     if 'tta_model' not in cfg:
         if detection:
-            import mmconvneur.tta  # noqa: F401  registers InstanceTTAModel; needs mmdet
+            import mmconvneur.evaluation.tta  # noqa: F401  registers InstanceTTAModel; needs mmdet
 
             nms = dict(type='nms', iou_threshold=0.5)
             cfg.tta_model = dict(type='InstanceTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))

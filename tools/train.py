@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmconvneur import environment
+from mmconvneur.utils import environment
 
 environment.exit_unless_good()  # before the imports below can fail
 
@@ -12,19 +12,13 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmconvneur.checkpoints import ATOMIC, latest_checkpoint
-from mmconvneur.cli import (
-    build_runner,
-    check_data,
-    common_parser,
-    load_config,
-    one_line_errors,
-    parse,
-    set_work_dir,
-)
+from mmconvneur.engine.checkpoints import ATOMIC, latest_checkpoint
+from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook, ResumeHook
+from mmconvneur.engine.loops import ResumableEpochLoop
 from mmconvneur.errors import UsageError
-from mmconvneur.hooks import LoadReportHook, ProgressBarHook, ResumeHook
-from mmconvneur.loops import ResumableEpochLoop
+from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
+from mmconvneur.utils.configs import check_data, load_config
+from mmconvneur.utils.runner import build_runner, set_work_dir
 from mmconvneur.weights.reading import locate
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmconvneur import environment
+from mmconvneur.utils import environment
 
 environment.exit_unless_good()  # before the imports below can fail
 
@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mmconvneur.cli import add_trust, config_parser, load_config, one_line_errors, parse
+from mmconvneur.apis.inference import load_model, preprocess, read_image
+from mmconvneur.apis.model_zoo import find_weights
 from mmconvneur.errors import UsageError
-from mmconvneur.inference import load_model, prepare, read_image
-from mmconvneur.model_zoo import find_weights
+from mmconvneur.utils.arguments import add_trust, config_parser, one_line_errors, parse
+from mmconvneur.utils.configs import load_config
 from mmconvneur.visualization import ReceptiveField, Taps, capture, effective_receptive_field
-from mmconvneur.visualization.drawing import Scene
+from mmconvneur.visualization.drawing import Backdrop
 from mmconvneur.visualization.page import pictures, save, write_page
 from mmconvneur.weights.reading import load_safely
 
@@ -47,8 +48,8 @@ def main() -> None:
     pixels = find_pixels(args.pixel, image.shape)
     load_safely(args.trust_checkpoint)
     model = load_model(cfg, str(weights))
-    inputs, scale = prepare(model, cfg, args.image)
-    scene = Scene(image, scale, tuple(inputs.shape[-2:]))
+    inputs, scale = preprocess(model, cfg, args.image)
+    backdrop = Backdrop(image, scale, tuple(inputs.shape[-2:]))
     facts = {
         'image': f'{args.image}, {image.shape[1]} x {image.shape[0]} pixels',
         'input of the network': f'{inputs.size(3)} x {inputs.size(2)} pixels with padding',
@@ -57,7 +58,7 @@ def main() -> None:
         'backbone': type(model.backbone).__name__,
     }
     contents = []
-    for content in pictures(scene, *look(model.backbone, inputs), pixels):
+    for content in pictures(backdrop, *look(model.backbone, inputs), pixels):
         print(content if isinstance(content, str) else save(args.out_dir, content, args.dpi))
         contents.append(content)
     title = f'What {facts["backbone"]} does with {args.image.name}'

@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from ..models.block import GateFusion
+from ..models.layers.block import GateFusion
 from . import maps
 from .receptive_field import ReceptiveField, square_holding
 from .taps import FusionTap, MemoryTap
@@ -25,7 +25,7 @@ SHARES = {0.5: 'tab:cyan', 0.95: 'tab:red'}  # of a receptive field, and the col
 SIGNED, STRENGTH = 'RdBu_r', 'viridis'
 
 
-class Scene(NamedTuple):
+class Backdrop(NamedTuple):
     """An image under its maps, all in pixels of the network's input.
 
     Attributes:
@@ -57,84 +57,86 @@ class Scene(NamedTuple):
 
 
 # --------------------------------------------------------------------------------- what is drawn
-def draw_gates(scene: Scene, taps: dict[str, FusionTap], number: int = 3) -> Figure:
+def draw_gates(backdrop: Backdrop, taps: dict[str, FusionTap], number: int = 3) -> Figure:
     """Mean and the channels that vary most of sigmoid(G); of G itself where it does not gate."""
-    figure, panels = grid(scene, len(taps), number + 1)
+    figure, panels = grid(backdrop, len(taps), number + 1)
     for axes, (name, tap) in zip(panels, taps.items(), strict=True):
         gates = isinstance(tap.fusion, GateFusion)
-        cue, neutral, unit = (maps.gate(tap), 0.5, 'gate') if gates else (tap.cue, 0.0, 'cue')
-        chosen = cue.flatten(1).std(1).topk(min(number, len(cue))).indices.sort().values
+        context, neutral, unit = (
+            (maps.gate(tap), 0.5, 'gate') if gates else (tap.context, 0.0, 'context')
+        )
+        chosen = context.flatten(1).std(1).topk(min(number, len(context))).indices.sort().values
         titles = [f'channel {channel}' for channel in chosen.tolist()]
-        mean = cue.mean(0, keepdim=True)
+        mean = context.mean(0, keepdim=True)
         for part, names, columns in (
             (mean, ['mean'], axes[:1]),
-            (cue[chosen], titles, axes[1:]),
+            (context[chosen], titles, axes[1:]),
         ):
             limit = max(peak(part - neutral), 0.01)
-            strip(scene, columns, part, names, SIGNED, CenteredNorm(neutral, limit), unit)
-        axes[0].set_ylabel(label(name, cue))
+            draw_maps(backdrop, columns, part, names, SIGNED, CenteredNorm(neutral, limit), unit)
+        axes[0].set_ylabel(label(name, context))
     return figure
 
 
-def draw_writes(scene: Scene, taps: dict[str, MemoryTap]) -> Figure:
+def draw_writes(backdrop: Backdrop, taps: dict[str, MemoryTap]) -> Figure:
     """Write weights of every head, as multiples of an even share."""
-    figure, panels = grid(scene, len(taps), most_heads(taps))
+    figure, panels = grid(backdrop, len(taps), most_heads(taps))
     for axes, (name, tap) in zip(panels, taps.items(), strict=True):
         weights = maps.write_weights(tap)
-        weights = weights * tap.real.sum() / weights.sum((1, 2), keepdim=True)
+        weights = weights * tap.valid.sum() / weights.sum((1, 2), keepdim=True)
         norm = LogNorm(0.01, max(10.0, peak(weights)), clip=True)
-        strip(scene, axes, weights, heads(weights), STRENGTH, norm, 'times an even share')
+        draw_maps(backdrop, axes, weights, heads(weights), STRENGTH, norm, 'times an even share')
         axes[0].set_ylabel(label(name, weights))
     return figure
 
 
-def draw_reads(scene: Scene, taps: dict[str, MemoryTap], pixel: tuple[int, int]) -> Figure:
+def draw_reads(backdrop: Backdrop, taps: dict[str, MemoryTap], pixel: tuple[int, int]) -> Figure:
     """Read weights of every head when the cells with a pixel (x, y) of the image read."""
-    figure, panels = grid(scene, len(taps), most_heads(taps))
+    figure, panels = grid(backdrop, len(taps), most_heads(taps))
     for axes, (name, tap) in zip(panels, taps.items(), strict=True):
-        weights = maps.read_weights(tap, *scene.cell(pixel, tap.real.shape))
+        weights = maps.read_weights(tap, *backdrop.cell(pixel, tap.valid.shape))
         limit = peak(weights) or 1.0
         decade = 10 ** np.floor(np.log10(limit) - 1)  # linear below it: its ticks stay apart
         norm = SymLogNorm(decade, vmin=-limit, vmax=limit)
-        strip(scene, axes, weights, heads(weights), SIGNED, norm, 'read weight')
+        draw_maps(backdrop, axes, weights, heads(weights), SIGNED, norm, 'read weight')
         for ax in axes:
-            ax.plot(*scene.at(pixel), '+', color='black', ms=9, mew=1.5, clip_on=False)
+            ax.plot(*backdrop.at(pixel), '+', color='black', ms=9, mew=1.5, clip_on=False)
         axes[0].set_ylabel(label(name, weights))
     return figure
 
 
-def draw_slot_grid(scene: Scene, name: str, logits: Tensor) -> Figure:
+def draw_slot_grid(backdrop: Backdrop, name: str, logits: Tensor) -> Figure:
     """The map of every slot, eight in a row."""
     slots = maps.slot_assignment(logits)
-    figure, panels = grid(scene, -(-len(slots) // 8), 8, PANEL * 0.6)
+    figure, panels = grid(backdrop, -(-len(slots) // 8), 8, PANEL * 0.6)
     norm = Normalize(0, peak(slots))
     numbers = [str(number) for number in range(1, len(slots) + 1)]
-    strip(scene, panels, slots, numbers, STRENGTH, norm, 'share of the slot')
+    draw_maps(backdrop, panels, slots, numbers, STRENGTH, norm, 'share of the slot')
     figure.supylabel(label(name, logits), fontsize=SMALL)
     return figure
 
 
-def draw_slot_colours(scene: Scene, taps: dict[str, Tensor]) -> Figure:
+def draw_slot_colours(backdrop: Backdrop, taps: dict[str, Tensor]) -> Figure:
     """A colour for each slot: of the strongest in every pixel, and mixed as the slots are."""
-    figure, panels = grid(scene, len(taps), 3, PANEL * 1.3)
+    figure, panels = grid(backdrop, len(taps), 3, PANEL * 1.3)
     for axes, (name, logits) in zip(panels, taps.items(), strict=True):
         slots = maps.slot_assignment(logits)
         palette = torch.tensor(colours(len(slots)), dtype=slots.dtype)
         mixed = torch.einsum('shw,sc->hwc', slots.cpu(), palette)
-        axes[0].imshow(scene.image, extent=extent(scene.shown))
-        overlay(scene, axes[1], palette[slots.argmax(0).cpu()], alpha=0.6)
-        overlay(scene, axes[2], mixed, alpha=0.6)
+        axes[0].imshow(backdrop.image, extent=extent(backdrop.shown))
+        overlay(backdrop, axes[1], palette[slots.argmax(0).cpu()], alpha=0.6)
+        overlay(backdrop, axes[2], mixed, alpha=0.6)
         axes[0].set_ylabel(label(name, logits))
     for ax, title in zip(panels[0], ('image', 'strongest slot', 'mixture'), strict=True):
         ax.set_title(title, fontsize=SMALL)
     return figure
 
 
-def draw_receptive_field(scene: Scene, receptive: ReceptiveField) -> Figure:
+def draw_receptive_field(backdrop: Backdrop, receptive: ReceptiveField) -> Figure:
     """The field over four decades, with the squares that hold half and nearly all of it."""
-    figure, ((ax,),) = grid(scene, 1, 1, PANEL * 2.2)
+    figure, ((ax,),) = grid(backdrop, 1, 1, PANEL * 2.2)
     field = receptive.field / receptive.field.max()
-    drawn = overlay(scene, ax, field, 'magma', LogNorm(1e-4, 1, clip=True), alpha=0.85)
+    drawn = overlay(backdrop, ax, field, 'magma', LogNorm(1e-4, 1, clip=True), alpha=0.85)
     colour_bar(np.array([ax]), drawn, 'gradient, relative to its largest')
     for share, colour in SHARES.items():
         side = square_holding(receptive, share)
@@ -147,8 +149,8 @@ def draw_receptive_field(scene: Scene, receptive: ReceptiveField) -> Figure:
 
 
 # ------------------------------------------------------------------------------------ the figure
-def strip(
-    scene: Scene,
+def draw_maps(
+    backdrop: Backdrop,
     axes: np.ndarray,
     values: Tensor,
     titles: Sequence[str],
@@ -158,7 +160,7 @@ def strip(
 ) -> None:
     """Maps ``(K, h, w)`` that share a colour bar; axes that are left over are hidden."""
     for ax, map_, title in zip(axes.flat, values, titles, strict=False):
-        drawn = overlay(scene, ax, map_, cmap, norm)
+        drawn = overlay(backdrop, ax, map_, cmap, norm)
         ax.set_title(title, fontsize=SMALL)
     for ax in axes.flat[len(values) :]:
         ax.set_visible(False)
@@ -173,14 +175,16 @@ def colour_bar(axes: np.ndarray, drawn: AxesImage, unit: str) -> None:
     bar.outline.set_visible(False)
 
 
-def grid(scene: Scene, rows: int, columns: int, panel: float = PANEL) -> tuple[Figure, np.ndarray]:
-    """A figure of bare axes over the real part of the image, ``(rows, columns)``."""
-    height, width = (panel * side / max(scene.shown) for side in scene.shown)
+def grid(
+    backdrop: Backdrop, rows: int, columns: int, panel: float = PANEL
+) -> tuple[Figure, np.ndarray]:
+    """A figure of bare axes over the valid part of the image, ``(rows, columns)``."""
+    height, width = (panel * side / max(backdrop.shown) for side in backdrop.shown)
     figure = Figure((columns * width + 1.5, rows * (height + 0.3) + 0.2), layout='constrained')
     figure.get_layout_engine().set(w_pad=0.04, h_pad=0.06)
     panels = figure.subplots(rows, columns, squeeze=False)
     for ax in panels.flat:
-        ax.set(yticks=[], xlim=(0, scene.shown[1]), ylim=(scene.shown[0], 0))
+        ax.set(yticks=[], xlim=(0, backdrop.shown[1]), ylim=(backdrop.shown[0], 0))
         ax.xaxis.set_visible(False)
         ax.spines[:].set_visible(False)
         ax.yaxis.label.set_fontsize(SMALL)
@@ -190,7 +194,7 @@ def grid(scene: Scene, rows: int, columns: int, panel: float = PANEL) -> tuple[F
 
 
 def overlay(
-    scene: Scene,
+    backdrop: Backdrop,
     ax: Axes,
     values: Tensor,
     cmap: str | None = None,
@@ -198,17 +202,17 @@ def overlay(
     alpha: float = 0.8,
 ) -> AxesImage:
     """A map over the image, which is faint so that it does not pass for a part of the map."""
-    grey = scene.image.mean(-1)
-    ax.imshow(grey, cmap='gray', vmin=-128, vmax=383, extent=extent(scene.shown))
+    grey = backdrop.image.mean(-1)
+    ax.imshow(grey, cmap='gray', vmin=-128, vmax=383, extent=extent(backdrop.shown))
     drawn = ax.imshow(
         values.cpu().numpy(),
         cmap,
         norm,
-        extent=extent(scene.padded),
+        extent=extent(backdrop.padded),
         alpha=alpha,
         interpolation='nearest',
     )
-    ax.set(xlim=(0, scene.shown[1]), ylim=(scene.shown[0], 0))
+    ax.set(xlim=(0, backdrop.shown[1]), ylim=(backdrop.shown[0], 0))
     return drawn
 
 

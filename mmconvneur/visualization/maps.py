@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.func import grad, jacrev, jvp
 
 from ..errors import UsageError
-from ..models.inner_models import INNER_MODELS, regularised
-from ..models.neural_memory import WriteRule, inner_dtype
+from ..models.mixers.inner_models import INNER_MODELS, regularised
+from ..models.mixers.neural_memory import WriteRule, inner_dtype
 from .taps import FusionTap, MemoryTap
 
 PATH_POINTS = 16  # of the quadrature between M_0 and M_1
@@ -21,7 +21,7 @@ PATH_POINTS = 16  # of the quadrature between M_0 and M_1
 
 def gate(tap: FusionTap) -> Tensor:
     """sigmoid(G), ``(C, H, W)``: the share of F_loc that passes a ``GateFusion``."""
-    return tap.cue.sigmoid()
+    return tap.context.sigmoid()
 
 
 def slot_assignment(logits: Tensor) -> Tensor:
@@ -54,11 +54,11 @@ def write_weights(tap: MemoryTap, chunks: int | None = None) -> Tensor:
         surprise[:, t] += theta[:, 0]
         share = (1 - alpha) * share + surprise
     coefficients = (share.unsqueeze(-1) * rule.weights[0]).flatten(1)  # (h, T L)
-    return coefficients[:, : tap.real.numel()].unflatten(1, tap.real.shape)
+    return coefficients[:, : tap.valid.numel()].unflatten(1, tap.valid.shape)
 
 
 def _write_rule(tap: MemoryTap) -> WriteRule:
-    parts = _exact(tap.tokens).flatten(0, 1), tap.real.flatten()
+    parts = _exact(tap.tokens).flatten(0, 1), tap.valid.flatten()
     return tap.memory.write_rule(*(tap.memory.chunked(part.unsqueeze(0)) for part in parts))
 
 
@@ -92,8 +92,8 @@ def read_weights(tap: MemoryTap, row: int, column: int) -> Tensor:
     Raises:
         UsageError: For another inner model than these two with chunks: not defined here.
     """
-    memory, token = tap.memory, row * tap.real.size(1) + column
-    length = memory.chunk_size or tap.real.numel()
+    memory, token = tap.memory, row * tap.valid.size(1) + column
+    length = memory.chunk_size or tap.valid.numel()
     coefficients = write_weights(tap, None if memory.read == 'after' else token // length)
     queries, keys, values = projections(tap)
     if memory.inner.solve is not None:
@@ -101,14 +101,14 @@ def read_weights(tap: MemoryTap, row: int, column: int) -> Tensor:
         if memory.inner == INNER_MODELS['ridge']:
             query = torch.linalg.solve(regularised(_curvature(tap, keys)), query)
         kernel = (memory.chunked(keys) @ query).flatten(1)[:, : keys.size(1)]
-    elif memory.read == 'after' and length >= tap.real.numel():
+    elif memory.read == 'after' and length >= tap.valid.numel():
         kernel = _path_kernel(tap, coefficients.flatten(1), queries[:, [token]], keys, values)
     else:
         raise UsageError(
             'read maps of a memory in chunks are defined for inner_model="ridge" and "linear" '
             'only, where what a token wrote does not depend on what was written before'
         )
-    return coefficients * kernel.unflatten(1, tap.real.shape)
+    return coefficients * kernel.unflatten(1, tap.valid.shape)
 
 
 def _curvature(tap: MemoryTap, keys: Tensor) -> Tensor:

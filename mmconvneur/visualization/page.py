@@ -11,10 +11,10 @@ from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
-from ..checkpoints import AtomicBackend
 from ..errors import UsageError
+from ..utils.files import write_atomically
 from . import drawing, maps
-from .drawing import Scene
+from .drawing import Backdrop
 from .receptive_field import ReceptiveField
 from .taps import Taps
 
@@ -37,7 +37,7 @@ class Picture(NamedTuple):
 
 
 def pictures(
-    scene: Scene, taps: Taps, receptive: ReceptiveField, pixels: Iterable[tuple[int, int]]
+    backdrop: Backdrop, taps: Taps, receptive: ReceptiveField, pixels: Iterable[tuple[int, int]]
 ) -> Iterator[Picture | str]:
     """All that there is to draw; a line of text in the place of what cannot be drawn."""
     if not any(taps):
@@ -46,10 +46,10 @@ def pictures(
         yield Picture(
             'gates',
             'Gates',
-            'How much of the local features passes at each place: sigmoid of the global cue G, '
+            'How much of the local features passes at each place: sigmoid of the global context G, '
             'neutral at 1/2; of the fusions add and concat G itself. The mean over all channels, '
             'then the channels that vary most.',
-            drawing.draw_gates(scene, taps.fusions),
+            drawing.draw_gates(backdrop, taps.fusions),
         )
     if taps.memories:
         yield Picture(
@@ -57,33 +57,35 @@ def pictures(
             'Write weights',
             'What each head of the memory stored: the weight of every token in its inner step, '
             '1 being an even share.',
-            drawing.draw_writes(scene, taps.memories),
+            drawing.draw_writes(backdrop, taps.memories),
         )
-        yield from _reads(scene, taps, pixels)
+        yield from _reads(backdrop, taps, pixels)
     if taps.slots:
         yield Picture(
             'slots',
             'Slots',
             'Which slot each pixel takes its global features from: a colour for each slot.',
-            drawing.draw_slot_colours(scene, taps.slots),
+            drawing.draw_slot_colours(backdrop, taps.slots),
         )
     for name, logits in taps.slots.items():
         yield Picture(
             f'slots_{name}',
             f'Slots of {name}',
             'How much each pixel takes of every slot: softmax over the slots.',
-            drawing.draw_slot_grid(scene, name, logits),
+            drawing.draw_slot_grid(backdrop, name, logits),
         )
     yield Picture(
         'receptive_field',
         'Effective receptive field',
         'How much the centre of the last map depends on each pixel: the absolute gradient for this '
         'image, averaged over up to 16 channels, and the squares that hold half and 95 % of it.',
-        drawing.draw_receptive_field(scene, receptive),
+        drawing.draw_receptive_field(backdrop, receptive),
     )
 
 
-def _reads(scene: Scene, taps: Taps, pixels: Iterable[tuple[int, int]]) -> Iterator[Picture | str]:
+def _reads(
+    backdrop: Backdrop, taps: Taps, pixels: Iterable[tuple[int, int]]
+) -> Iterator[Picture | str]:
     readable = {}
     for name, tap in taps.memories.items():
         try:
@@ -98,7 +100,7 @@ def _reads(scene: Scene, taps: Taps, pixels: Iterable[tuple[int, int]]) -> Itera
             f'Read weights of pixel ({x}, {y})',
             'The weight that each head of the memory gives to every place when the pixel at the '
             'cross reads: how much of what was written there it gets back.',
-            drawing.draw_reads(scene, readable, (x, y)),
+            drawing.draw_reads(backdrop, readable, (x, y)),
         )
 
 
@@ -106,7 +108,7 @@ def save(folder: Path, picture: Picture, dpi: int) -> Path:
     file = io.BytesIO()
     picture.figure.savefig(file, format='png', dpi=dpi, pil_kwargs=dict(optimize=True))
     path = folder / f'{picture.name}.png'
-    AtomicBackend().put(file.getvalue(), path)
+    write_atomically(path, file.getvalue())
     return path
 
 
@@ -120,7 +122,7 @@ def write_page(
     body = [f'<h1>{escape(title)}</h1>', '<table>', *rows, '</table>', *map(_paragraph, contents)]
     head = f'<meta charset="utf-8">\n<title>{escape(title)}</title>\n<style>{STYLE}</style>'
     page = '\n'.join(['<!doctype html>', '<html lang="en">', head, *body, '</html>', ''])
-    AtomicBackend().put(page.encode(), folder / PAGE)
+    write_atomically(folder / PAGE, page)
     return folder / PAGE
 
 

@@ -3,9 +3,9 @@
 =================================  ============================================
 tap point                          what passes there
 =================================  ============================================
-``ConvNeurBlock.fusion``, inputs   F_loc and the global cue G, (B, C, H, W)
-``NeuralMemory``, inputs           x, and the mask of real pixels, (B, 1, H, W)
-``NeuralMemory.norm``, outputs     the tokens z in strips, (B, n, C_m)
+``ConvNeurBlock.fusion``, inputs   F_loc and the global context G, (B, C, H, W)
+``NeuralMemory``, inputs           x, and the mask of valid pixels, (B, 1, H, W)
+``NeuralMemory.norm``, outputs     the tokens z in tiles, (B, n, C_m)
 ``<any>.affinity``, output         logits of slots and pixels, (B, S, N)
 =================================  ============================================
 
@@ -25,23 +25,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..models.block import ConvNeurBlock
-from ..models.neural_memory import NeuralMemory
+from ..models.layers.block import ConvNeurBlock
+from ..models.mixers.neural_memory import NeuralMemory
 
 
 class FusionTap(NamedTuple):
-    """A fusion and the global cue ``(C, H, W)`` that entered it."""
+    """A fusion and the global context ``(C, H, W)`` that entered it."""
 
     fusion: nn.Module
-    cue: Tensor
+    context: Tensor
 
 
 class MemoryTap(NamedTuple):
-    """A memory, its tokens ``(H, W, C_m)`` and which of them are real, ``(H, W)``: 1 or 0."""
+    """A memory, its tokens ``(H, W, C_m)`` and which of them are valid, ``(H, W)``: 1 or 0."""
 
     memory: NeuralMemory
     tokens: Tensor
-    real: Tensor
+    valid: Tensor
 
 
 class Taps(NamedTuple):
@@ -67,19 +67,19 @@ def capture(model: nn.Module) -> Iterator[Taps]:
 
 
 def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandle]:
-    def keep_cue(fusion: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
+    def keep_context(fusion: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
         taps.fusions[name] = FusionTap(fusion, _first(inputs[1]))
 
     def keep_tokens(tokens: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
         tokens = tokens.unflatten(0, x.shape[-2:])
-        real = tokens.new_ones(tokens.shape[:2]) if mask is None else _first(mask)[0]
-        taps.memories[name] = MemoryTap(module, tokens, real)
+        valid = tokens.new_ones(tokens.shape[:2]) if mask is None else _first(mask)[0]
+        taps.memories[name] = MemoryTap(module, tokens, valid)
 
     def keep_logits(logits: Tensor, x: Tensor, *others: Tensor | None, **named: object) -> None:
         taps.slots[name] = logits.unflatten(1, x.shape[-2:])
 
     if isinstance(module, ConvNeurBlock):
-        yield module.fusion.register_forward_pre_hook(keep_cue)
+        yield module.fusion.register_forward_pre_hook(keep_context)
     if isinstance(module, NeuralMemory):
         yield from _listen_inside(module, module.norm, keep_tokens)
     if isinstance(getattr(module, 'affinity', None), nn.Module):

@@ -4,8 +4,8 @@
 |------------------------------------------|-------------------------------------------------------|
 | `stages.i.blocks.j.`                     | `stages.i.j.`                                         |
 | ... `slot_scale`, ()                     | ... `mixing.clustering.affinity.scale`, (1,)          |
-| ... `relation_mha.in_proj_`, `.out_proj` | ... `mixing.clustering.attention.qkv.`, `.project`    |
-| ... `mha_op.in_proj_`, `.out_proj`       | ... `mixing.attention.qkv.`, `.project`               |
+| ... `relation_mha.in_proj_`, `.out_proj` | ... `mixing.clustering.attention.qkv.`, `.out_proj`   |
+| ... `mha_op.in_proj_`, `.out_proj`       | ... `mixing.attention.qkv.`, `.out_proj`              |
 | ... `feature_conv.`                      | ... `mixing.local.`                                   |
 | ... `pos_conv.`                          | ... `position.`                                       |
 | ... `ls1.gamma`, (C) or (1, C, 1, 1)     | ... `scale1.weight`, (C)                              |
@@ -28,9 +28,9 @@ BLOCK = re.compile(r'stages\.(\d+)\.blocks\.(\d+)\.(.+)')
 IN_BLOCK = {
     r'slot_scale': 'mixing.clustering.affinity.scale',
     r'relation_mha\.in_proj_(\w+)': r'mixing.clustering.attention.qkv.\1',
-    r'relation_mha\.out_proj\.(\w+)': r'mixing.clustering.attention.project.\1',
+    r'relation_mha\.out_proj\.(\w+)': r'mixing.clustering.attention.out_proj.\1',
     r'mha_op\.in_proj_(\w+)': r'mixing.attention.qkv.\1',
-    r'mha_op\.out_proj\.(\w+)': r'mixing.attention.project.\1',
+    r'mha_op\.out_proj\.(\w+)': r'mixing.attention.out_proj.\1',
     r'feature_conv\.(.+)': r'mixing.local.\1',
     r'pos_conv\.(\w+)': r'position.\1',
     r'ls([12])\.gamma': r'scale\1.weight',

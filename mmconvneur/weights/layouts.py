@@ -18,7 +18,7 @@ from . import glnet
 
 STAGES = range(4)
 OWN_KEY = re.compile(r'(downsample_layers|stages)\.\d+\..*|norm\d+\.\w+')
-PARTS = ('depthwise_conv', 'norm', 'expand', 'project', 'layer_scale')
+PARTS = ('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma')
 
 
 class Supplied(NamedTuple):
@@ -91,9 +91,9 @@ class Layout(NamedTuple):
 
     def own_shape(self, name: str, value: Tensor) -> Tensor:
         """1x1 convolutions become linear layers, and layer scales of any shape vectors."""
-        if name.endswith('.layer_scale'):
+        if name.endswith('.gamma'):
             return value.flatten()
-        if name.endswith(('.expand.weight', '.project.weight')):
+        if name.endswith(('.pointwise_conv1.weight', '.pointwise_conv2.weight')):
             return value.flatten(1)
         return value
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.error import URLError
@@ -20,7 +21,6 @@ from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models
 from torch import Tensor
 
-from ..checkpoints import is_checkpoint
 from ..errors import UsageError, check_choice
 
 # How PyTorch's safe reader names what it refuses.
@@ -29,6 +29,7 @@ FOREIGN_OBJECT = re.compile(r'(?:GLOBAL|global|class|function|getattr of) ([\w.]
 HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
 SCHEMES = ('http://', 'https://')
 SAFETENSORS = '.safetensors'
+PICKLE_2 = b'\x80\x02'  # how a pickle of protocol 2 begins
 WRAPPERS = ('state_dict', 'model', 'module', 'model_state_dict', 'model_ema', 'state_dict_ema')
 
 
@@ -72,6 +73,15 @@ def locate(source: str | Path) -> Path:
     if path.suffix != SAFETENSORS and not is_checkpoint(path):
         raise UsageError(f'checkpoint {path} is truncated or no checkpoint: get or write it again')
     return path
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a file is whole as far as its container tells.
+
+    PyTorch writes zip archives, whose index comes last; files from before 1.6 are bare pickles.
+    """
+    with path.open('rb') as file:
+        return zipfile.is_zipfile(file) or file.seek(0) == 0 and file.read(2) == PICKLE_2
 
 
 def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:

@@ -9,6 +9,6 @@ param_scheduler = [
     ),
 ]
 optim_wrapper = dict(
-    constructor='mmconvneur.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(_delete_=True, decay_rate=0.95),
+    constructor='mmconvneur.LearningRateDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.95),
 )

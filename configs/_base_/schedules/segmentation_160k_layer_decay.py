@@ -5,6 +5,6 @@
 # its stage, not of the stem.
 _base_ = 'segmentation_160k.py'
 optim_wrapper = dict(
-    constructor='mmconvneur.LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(_delete_=True, decay_rate=0.9),
+    constructor='mmconvneur.LearningRateDecayOptimWrapperConstructor',
+    paramwise_cfg=dict(_delete_=True, layer_decay_rate=0.9),
 )

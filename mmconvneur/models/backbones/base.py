@@ -1,0 +1,193 @@
+"""What the backbones of this package share: outputs, freezing, loading and depths of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import numpy as np
+import torch
+from mmengine.model import BaseModule, ModuleList
+from torch import Tensor
+
+from ...errors import UsageError, check_choice
+from ...weights.loading import fit_state_dict, load_pretrained, split_init_cfg
+
+MIN_SIZE = 32  # pixels: the last of four stages has stride 32
+
+
+class StagedBackbone(BaseModule):
+    """``(B, in_channels, H, W) ->`` a tuple of normalised maps, one per output stage.
+
+        x_i = stage_i(downsample_i(x_{i-1})),   out_i = norm_i(x_i)
+
+    A subclass appends to ``downsample_layers`` (the first is the stem) and ``stages`` for each of
+    ``built_stages``, adds the modules ``norm{i}``, and then calls ``_freeze_stages``.
+
+    Args:
+        num_stages: Stages of the whole network.
+        in_channels: Channels of the image.
+        out_indices: Stages (or one) whose maps are returned, in stage order; -1 is the last. Stages
+            after the last output are not built.
+        frozen_stages: -1: none; 0: the stem; i: the stem and the first i stages with their norms.
+        init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
+
+    Raises:
+        UsageError: For stages that do not exist, and in ``forward`` for a wrong number of channels
+            or an image under 32 pixels.
+    """
+
+    reports_loading = True  # see LoadReportHook
+
+    def __init__(
+        self,
+        num_stages: int,
+        in_channels: int,
+        out_indices: int | Sequence[int],
+        frozen_stages: int,
+        init_cfg: dict | Sequence[dict] | None,
+    ) -> None:
+        self.pretrained, initial = split_init_cfg(init_cfg)
+        super().__init__(init_cfg=initial)
+        self.in_channels = in_channels
+        self.out_indices = resolve_out_indices(out_indices, num_stages)
+        check_frozen_stages(frozen_stages, num_stages)
+        self.frozen_stages = frozen_stages
+        self.downsample_layers, self.stages = ModuleList(), ModuleList()
+
+    @property
+    def built_stages(self) -> range:
+        return range(self.out_indices[-1] + 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        self._check_input(x)
+        # One conversion here; every layer below then keeps this layout without a copy.
+        x = x.contiguous(memory_format=torch.channels_last)
+        outs = []
+        for i, (downsample, stage) in enumerate(
+            zip(self.downsample_layers, self.stages, strict=True)
+        ):
+            x = stage(downsample(x))
+            if i in self.out_indices:
+                # mmcv's operators (RoIAlign among them) read channels_last maps as if contiguous.
+                outs.append(getattr(self, f'norm{i}')(x).contiguous())
+        return tuple(outs)
+
+    def init_weights(self) -> None:
+        first = not self.is_init
+        super().init_weights()
+        if first:
+            load_pretrained(self, self.pretrained)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # Every way of loading passes here, inside a detector or a segmentor too.
+        fit_state_dict(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def train(self, mode: bool = True) -> StagedBackbone:
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+    def _freeze_stages(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen_norms = (
+            getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages
+        )
+        for module in (
+            *self.downsample_layers[: max(1, self.frozen_stages)],
+            *self.stages[: self.frozen_stages],
+            *frozen_norms,
+        ):
+            module.eval()
+            module.requires_grad_(False)
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Depth of a parameter, and how many depths there are, for layer-wise decay.
+
+        The stem is depth 0. Three blocks of a stage make a depth, the downsampling before the stage
+        belongs to the first of them, and the last depth is the rest: output norms, other modules.
+        As in ConvNeXt (arXiv 2201.03545, appendix A): 6 groups of blocks in T, 12 in S and B.
+        """
+        groups = (-(-len(stage) // 3) for stage in self.stages)
+        first_depths = [*accumulate(groups, initial=1)]  # of each stage, then of the rest
+        last = first_depths.pop()
+        layer, *indices = param_name.removeprefix(prefix).split('.')
+        if not param_name.startswith(prefix) or layer not in ('downsample_layers', 'stages'):
+            return last, last + 1
+        stage = int(indices[0])
+        if layer == 'stages':
+            return first_depths[stage] + int(indices[1]) // 3, last + 1
+        return first_depths[stage] if stage else 0, last + 1
+
+    def _check_input(self, x: Tensor) -> None:
+        name = type(self).__name__
+        if x.dim() != 4:
+            raise UsageError(f'{name} takes (B, C, H, W) and got {tuple(x.shape)}')
+        if x.size(1) != self.in_channels:
+            raise UsageError(
+                f'{name} was built for {self.in_channels} channels and got {x.size(1)}: '
+                'set in_channels of the backbone'
+            )
+        if x.size(2) < MIN_SIZE or x.size(3) < MIN_SIZE:
+            raise UsageError(
+                f'{name} needs images of at least {MIN_SIZE} x {MIN_SIZE} pixels and got '
+                f'{x.size(2)} x {x.size(3)}: resize or pad them'
+            )
+
+
+def resolve_arch(arch: str | dict, archs: dict[str, dict], defaults: dict) -> dict:
+    """The sizes of an arch given by its name in ``archs`` or as a dict, every entry filled in."""
+    if isinstance(arch, str):
+        check_choice('arch', arch, archs)
+        arch = archs[arch]
+    unknown = set(arch) - {'channels', 'depths', *defaults}
+    if unknown or not {'channels', 'depths'} <= set(arch):
+        raise UsageError(
+            f'arch has the keys {", ".join(arch)}: it takes channels and depths, '
+            f'and optionally {", ".join(defaults)}'
+        )
+    if len(arch['channels']) != len(arch['depths']):
+        raise UsageError(
+            f'arch has {len(arch["channels"])} channels and {len(arch["depths"])} depths: '
+            'give one of each per stage'
+        )
+    return defaults | dict(arch)
+
+
+def resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
+    """Stage indices, ascending, with negative ones counted from the last stage."""
+    out_indices = [out_indices] if isinstance(out_indices, int) else out_indices
+    wanted = [i + num_stages if i < 0 else i for i in out_indices]
+    if not wanted or len(set(wanted)) < len(wanted) or not set(wanted) <= set(range(num_stages)):
+        raise UsageError(
+            f'out_indices={tuple(out_indices)}: choose distinct stages '
+            f'from {-num_stages} to {num_stages - 1}'
+        )
+    return tuple(sorted(wanted))
+
+
+def check_frozen_stages(frozen_stages: int, num_stages: int) -> None:
+    """Raise ``UsageError`` for stages that do not exist."""
+    if not -1 <= frozen_stages <= num_stages:
+        raise UsageError(
+            f'frozen_stages={frozen_stages}: choose -1 (none), 0 (stem) or 1 to {num_stages}'
+        )
+
+
+def per_stage(name: str, value: object, num_stages: int) -> list:
+    """``value`` for every stage, or the values of a sequence with one per stage."""
+    if not isinstance(value, (list, tuple)):
+        return [value] * num_stages
+    if len(value) != num_stages:
+        raise UsageError(
+            f'{name} has {len(value)} entries: give one, or {num_stages}, one per stage'
+        )
+    return list(value)
+
+
+def drop_path_rates(last: float, depths: Sequence[int]) -> list[list[float]]:
+    """The rate of every block of every stage: from 0 linearly to ``last``."""
+    rates = iter(np.linspace(0, last, sum(depths)).tolist())
+    return [[next(rates) for _ in range(depth)] for depth in depths]

@@ -1,0 +1,132 @@
+"""ConvNeur: four stages of local blocks, some of them modulated by a global branch.
+
+Sources: ConvNeur (arXiv 2603.19567) for the blocks; ConvNeXt (arXiv 2201.03545) for stem,
+downsampling and the sizes of t, s, b. With a neutral gate t, s and b are ConvNeXt-T, -S, -B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmengine.model import Sequential
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import nn
+
+from ...errors import UsageError, check_choice
+from ..layers.block import FUSIONS, ConvNeurBlock, LocalBlock
+from ..layers.local_branch import LayerNorm2d, LocalBranch
+from ..mixers.build import build_mixer
+from . import base
+from .base import StagedBackbone, drop_path_rates, per_stage
+
+# m1-m4: fitted to the parameters and FLOPs that the paper reports (its widths and depths are not
+# published). t, s, b: ConvNeXt, tables 9 and 10 of arXiv 2201.03545.
+ARCHS = {
+    'm1': dict(channels=(40, 80, 160, 320), depths=(2, 2, 9, 3), mlp_ratio=3, layer_scale=1.0),
+    'm2': dict(channels=(48, 96, 192, 384), depths=(2, 2, 9, 3), mlp_ratio=3, layer_scale=1.0),
+    'm3': dict(channels=(64, 128, 256, 512), depths=(2, 2, 9, 3), mlp_ratio=3, layer_scale=1.0),
+    'm4': dict(channels=(84, 168, 336, 672), depths=(2, 2, 9, 3), mlp_ratio=3, layer_scale=1.0),
+    't': dict(channels=(96, 192, 384, 768), depths=(3, 3, 9, 3), mlp_ratio=4, layer_scale=1e-6),
+    's': dict(channels=(96, 192, 384, 768), depths=(3, 3, 27, 3), mlp_ratio=4, layer_scale=1e-6),
+    'b': dict(channels=(128, 256, 512, 1024), depths=(3, 3, 27, 3), mlp_ratio=4, layer_scale=1e-6),
+}
+ARCH_DEFAULTS = dict(mlp_ratio=4, layer_scale=1.0, kernel_size=7)
+INIT_CFG = (
+    dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0),
+    dict(type='Constant', layer=['LayerNorm'], val=1.0, bias=0.0),
+)
+
+
+@ROOT_MODELS.register_module()
+class ConvNeur(StagedBackbone):
+    """ConvNeur backbone, ``(B, in_channels, H, W) ->`` a tuple of maps, one per ``out_indices``.
+
+    The map of stage i has ``channels[i]`` channels and stride 4, 8, 16, 32 and is contiguous; sizes
+    floor, as in ConvNeXt. Any H and W from 32 up. Stages after the last output are not built.
+
+    Args:
+        arch: ``'m1' 'm2' 'm3' 'm4' 't' 's' 'b'``, or a dict with ``channels`` and ``depths`` and
+            optionally ``mlp_ratio``, ``kernel_size`` and ``layer_scale``.
+        in_channels: Channels of the image.
+        out_indices: Stages (or one) whose normalised maps are returned, in stage order; -1 is the
+            last.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        layer_scale_init_value: Initial gamma; default 1 for m1-m4 and 1e-6 for t, s, b.
+        frozen_stages: -1: none; 0: the stem; i: the stem and the first i stages with their norms.
+        with_cp: Gradient checkpointing, for all stages or one bool per stage.
+        global_mixer: Config of the global branch, ``dict(type='NeuralMemory', ...)``, or one config
+            (or ``None``) per stage; ``None``: local branch alone.
+        placement: ``'stage'``: the first block of every stage (the paper); ``'block'``: every
+            block; or a sequence of stage indices whose first blocks have it.
+        fusion: ``'gate'``, ``'add'`` or ``'concat'``.
+        init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
+
+    Raises:
+        UsageError: For an unknown or impossible choice, and in ``forward`` for a wrong number of
+            channels or an image under 32 pixels.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 't',
+        in_channels: int = 3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float | None = None,
+        frozen_stages: int = -1,
+        with_cp: bool | Sequence[bool] = False,
+        global_mixer: dict | Sequence[dict | None] | None = dict(type='NeuralMemory'),  # noqa: B006
+        placement: str | Sequence[int] = 'stage',
+        fusion: str = 'gate',
+        init_cfg: dict | Sequence[dict] | None = INIT_CFG,
+    ) -> None:
+        arch = resolve_arch(arch)
+        channels, depths = arch['channels'], arch['depths']
+        super().__init__(len(depths), in_channels, out_indices, frozen_stages, init_cfg)
+        check_choice('fusion', fusion, FUSIONS)
+        mixers = per_stage('global_mixer', global_mixer, len(depths))
+        with_cp = per_stage('with_cp', with_cp, len(depths))
+        mixed = resolve_placement(placement, depths)
+        gamma = arch['layer_scale'] if layer_scale_init_value is None else layer_scale_init_value
+        rates = drop_path_rates(drop_path_rate, depths)
+
+        def build_block(stage: int, index: int, drop_path: float) -> nn.Module:
+            dim = channels[stage]
+            local = LocalBranch(dim, arch['mlp_ratio'], arch['kernel_size'], gamma)
+            if mixers[stage] is None or (stage, index) not in mixed:
+                return LocalBlock(local, drop_path, with_cp[stage])
+            mixer = build_mixer(mixers[stage], dim)
+            return ConvNeurBlock(local, mixer, FUSIONS[fusion](dim), drop_path, with_cp[stage])
+
+        for i in self.built_stages:
+            self.downsample_layers.append(
+                nn.Sequential(nn.Conv2d(in_channels, channels[0], 4, 4), LayerNorm2d(channels[0]))
+                if i == 0
+                else nn.Sequential(
+                    LayerNorm2d(channels[i - 1]), nn.Conv2d(channels[i - 1], channels[i], 2, 2)
+                )
+            )
+            self.stages.append(
+                Sequential(*(build_block(i, j, rate) for j, rate in enumerate(rates[i])))
+            )
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
+        self._freeze_stages()
+
+
+def resolve_arch(arch: str | dict) -> dict:
+    """The sizes of a named or given arch, every entry filled in."""
+    return base.resolve_arch(arch, ARCHS, ARCH_DEFAULTS)
+
+
+def resolve_placement(placement: str | Sequence[int], depths: Sequence[int]) -> set:
+    """The ``(stage, block)`` pairs that have a global branch."""
+    if placement == 'block':
+        return {(i, j) for i, depth in enumerate(depths) for j in range(depth)}
+    stages = range(len(depths)) if placement == 'stage' else placement
+    if isinstance(stages, (str, int)) or not set(stages) <= set(range(len(depths))):
+        raise UsageError(
+            f"unknown placement {placement!r}: choose 'stage', 'block' "
+            f'or a list of stages from 0 to {len(depths) - 1}'
+        )
+    return {(i, 0) for i in stages}

@@ -1,0 +1,225 @@
+"""ResNet-50 and -101 with Spatial Bias in the bottlenecks of their first three stages.
+
+Source: "Spatial Bias for Attention-free Non-local Neural Networks" (arXiv 2302.12505).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, MutableMapping, Sequence
+
+import torch
+from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmengine.logging import print_log
+from mmengine.registry import MODELS as ROOT_MODELS
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from ...errors import UsageError
+from ...weights.loading import load_pretrained, split_init_cfg
+from ...weights.report import LoadReport, compare
+from ..mixers.spatial_bias import NUM_BIASES, SpatialBiasMaps
+from .base import check_frozen_stages, resolve_out_indices
+
+try:
+    from mmdet.models.backbones.resnet import Bottleneck, ResNet
+except ImportError:
+    try:  # the same network with other defaults, which are set below
+        from mmseg.models.backbones.resnet import Bottleneck, ResNet
+    except ImportError as error:
+        raise UsageError('SpatialBiasResNet needs mmdet or mmseg: install one of them') from error
+
+NUM_BIASED_STAGES = 3
+FIRST_KEY = 'layer1.0.conv1.weight'  # of every ResNet that torchvision's names fit
+# A norm that changes nothing: what the channels of the bias start with.
+IDENTITY_NORM = dict(weight=1.0, bias=0.0, running_mean=0.0, running_var=1.0)
+
+
+class SpatialBiasBottleneck(Bottleneck):
+    """A bottleneck whose last convolution sees the whole image.
+
+        a = ReLU(BN(W_1 x)),   out = ReLU(x + BN(W_3 ReLU(BN[W_2 * a, bias(a)])))
+
+    W_1 and W_3 are 1x1 convolutions, W_2 is the 3x3 one, bias: :class:`SpatialBiasMaps`. W_3 and
+    the norm before it have 3 channels more than in a ResNet.
+    """
+
+    def __init__(self, inplanes: int, planes: int, **kwargs) -> None:
+        super().__init__(inplanes, planes, **kwargs)
+        width = planes + NUM_BIASES
+        self.spatial_bias = SpatialBiasMaps(planes, self.norm_cfg)
+        self.add_module(self.norm2_name, build_norm_layer(self.norm_cfg, width, postfix=2)[1])
+        self.conv3 = build_conv_layer(
+            self.conv_cfg, width, planes * self.expansion, kernel_size=1, bias=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_cp and x.requires_grad:
+            return checkpoint(self.block, x, use_reentrant=False)
+        return self.block(x)
+
+    def block(self, x: Tensor) -> Tensor:
+        a = self.relu(self.norm1(self.conv1(x)))
+        local = self.conv2(a)
+        both = torch.cat([local, self.spatial_bias(a, local.shape[-2:])], dim=1)
+        both = self.relu(self.norm2(both))
+        out = self.norm3(self.conv3(both))
+        identity = x if self.downsample is None else self.downsample(x)
+        return self.relu(out + identity)
+
+
+@ROOT_MODELS.register_module()
+class SpatialBiasResNet(ResNet):
+    """mmdet's ResNet with :class:`SpatialBiasBottleneck` in layers 1 to 3; where only mmseg is
+    installed, mmseg's, which is the same network.
+
+    +429,588 parameters on ResNet-50, +1,015,544 on ResNet-101. Weights of any ResNet of the same
+    depth start it, torchvision's, mmdet's or open-mmlab's, alone or inside another model: the
+    columns of W_3 for the bias start at zero, so that it computes what that ResNet computes. (The
+    norm before them starts as the identity: a second zero would leave both without a gradient.)
+
+    A frozen stage keeps its zero columns, so its bias stays without effect: with such weights set
+    ``frozen_stages=0``. With ``norm_eval`` the norms of the bias keep mean 0 and variance 1.
+
+    Args:
+        depth: 50 or 101.
+        norm_cfg: As in ResNet, but no group norm: planes + 3 channels have no equal groups.
+        norm_eval, stem_channels: As in mmdet's ResNet.
+        init_cfg: MMEngine's; ``dict(type='Pretrained', checkpoint='torchvision://resnet50')``.
+        dcn, plugins: Do not combine with it.
+        kwargs: As in ResNet: ``out_indices``, ``frozen_stages``, ``with_cp``, ``style``, ...
+
+    Raises:
+        UsageError: For another depth, stages that do not exist, ``dcn``, ``plugins`` or a group
+            norm; while loading, if the
+            checkpoint holds no ResNet of this depth.
+    """
+
+    arch_settings = {depth: ResNet.arch_settings[depth] for depth in (50, 101)}
+    reports_loading = True  # see LoadReportHook
+
+    def __init__(
+        self,
+        depth: int = 50,
+        stem_channels: int | None = None,
+        norm_cfg: dict = dict(type='BN', requires_grad=True),  # noqa: B006
+        norm_eval: bool = True,
+        init_cfg: dict | Sequence[dict] | None = None,
+        dcn: dict | None = None,
+        plugins: Sequence[dict] | None = None,
+        **kwargs,
+    ) -> None:
+        if depth not in self.arch_settings:
+            raise UsageError(f'SpatialBiasResNet has no depth {depth}: choose 50 or 101')
+        if dcn is not None or plugins is not None:
+            raise UsageError('SpatialBiasResNet takes no dcn and no plugins: leave them out')
+        if norm_cfg['type'] == 'GN':
+            raise UsageError('SpatialBiasResNet takes no group norm: set norm_cfg to BN or SyncBN')
+        stages = kwargs.get('num_stages', 4)
+        kwargs['out_indices'] = resolve_out_indices(
+            kwargs.get('out_indices', range(stages)), stages
+        )
+        check_frozen_stages(kwargs.get('frozen_stages', -1), stages)
+        files, initial = split_init_cfg(init_cfg)
+        super().__init__(
+            depth,
+            stem_channels=stem_channels or kwargs.get('base_channels', 64),
+            norm_cfg=norm_cfg,
+            norm_eval=norm_eval,
+            init_cfg=initial or None,
+            **kwargs,
+        )
+        self.pretrained_files = files
+
+    def make_res_layer(self, block: type[nn.Module], **kwargs) -> nn.Module:
+        biased = len(self.res_layers) < NUM_BIASED_STAGES
+        return super().make_res_layer(block=SpatialBiasBottleneck if biased else block, **kwargs)
+
+    def init_weights(self) -> None:
+        first = not self.is_init
+        super().init_weights()
+        if first:
+            load_pretrained(self, self.pretrained_files)
+
+    def train(self, mode: bool = True) -> SpatialBiasResNet:
+        super().train(mode)  # mmdet's returns None
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        # Every way of loading passes here, inside a detector or a segmentor too.
+        fit_resnet(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def fit_resnet(
+    backbone: SpatialBiasResNet, state_dict: MutableMapping[str, Tensor], prefix: str
+) -> LoadReport:
+    """Rewrite the entries of ``state_dict`` under ``prefix`` to those of a backbone, and report.
+
+    Raises:
+        UsageError: If they hold no ResNet, or one that leaves something of the backbone out.
+    """
+    given = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+    inside = {k.removeprefix(prefix): v for k, v in given.items()}
+    start = find_resnet(inside)
+    tensors = widened(
+        backbone, {k.removeprefix(start): v for k, v in inside.items() if k.startswith(start)}
+    )
+    own = backbone.state_dict()
+    plain = not any('.spatial_bias.' in name for name in tensors)
+    new = [
+        name
+        for name in own
+        # Files of Caffe and of old PyTorch have no counters.
+        if name.endswith('.num_batches_tracked') or (plain and '.spatial_bias.' in name)
+    ]
+    # Classifiers, heads, stages that are not built.
+    unused = [name for name in tensors if not hasattr(backbone, name.split('.')[0])]
+    report = compare(own, tensors, new, unused)
+    if report.missing or not report.enough:
+        raise UsageError(
+            f'the checkpoint does not fit SpatialBiasResNet of depth {backbone.depth}: {report}; '
+            'choose depth, deep_stem and base_channels that belong to the checkpoint'
+        )
+    level = logging.INFO if report.complete else logging.WARNING
+    print_log(f'SpatialBiasResNet: {report}', 'current', level)
+    for key in given:
+        del state_dict[key]
+    kept = {name: own[name] for name in report.new}
+    kept |= {name: value for name, value in tensors.items() if name not in unused}
+    state_dict.update({prefix + name: value for name, value in kept.items()})
+    return report
+
+
+def find_resnet(state: Mapping[str, Tensor]) -> str:
+    """What the keys of the ResNet in a state dict start with: '', 'backbone.', 'module.', ..."""
+    starts = [key.removesuffix(FIRST_KEY) for key in state if f'.{key}'.endswith(f'.{FIRST_KEY}')]
+    if not starts:
+        raise UsageError(
+            f'the checkpoint holds no ResNet with bottlenecks: no key ends with {FIRST_KEY}, '
+            f'its keys are like {next(iter(state), None)}'
+        )
+    if len(starts) > 1:
+        found = ', '.join(map(repr, starts))
+        raise UsageError(f'the checkpoint holds several ResNets: set init_cfg.prefix to {found}')
+    return starts[0]
+
+
+def widened(backbone: SpatialBiasResNet, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A ResNet's tensors with the channels of the bias, which start without effect.
+
+    Columns of W_3 are zero and norms the identity; tensors that have these channels stay.
+    """
+    tensors = dict(tensors)
+    for path, block in backbone.named_modules():
+        if not isinstance(block, SpatialBiasBottleneck):
+            continue
+        conv = f'{path}.conv3.weight'
+        if conv in tensors and tensors[conv].size(1) == block.planes:
+            tensors[conv] = F.pad(tensors[conv], (0, 0, 0, 0, 0, NUM_BIASES))
+        for part, value in IDENTITY_NORM.items():
+            name = f'{path}.{block.norm2_name}.{part}'
+            if name in tensors and len(tensors[name]) == block.planes:
+                tensors[name] = F.pad(tensors[name], (0, NUM_BIASES), value=value)
+    return tensors

@@ -1,0 +1,52 @@
+"""Local branch: the residual function of a ConvNeXt block (arXiv 2201.03545, section 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .tiles import Linear, gelu_linear, tiled
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """Layer normalisation over the channels of each position, ``(B, C, H, W) -> (B, C, H, W)``."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Both permutes are views; on channels_last input the normalised axis is contiguous.
+        x = F.layer_norm(
+            x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps
+        )
+        return x.permute(0, 3, 1, 2)
+
+
+class LocalBranch(nn.Module):
+    """F_loc = gamma * W_2 GELU(W_1 LayerNorm(depthwise conv(x))), ``(B, C, H, W)`` in and out.
+
+    Args:
+        dim: Channels C.
+        mlp_ratio: Hidden channels over C.
+        kernel_size: Side of the depthwise kernel, odd.
+        gamma: Initial layer scale, one value per channel.
+    """
+
+    def __init__(self, dim: int, mlp_ratio: float, kernel_size: int, gamma: float) -> None:
+        super().__init__()
+        hidden = int(mlp_ratio * dim)
+        self.depthwise_conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.pointwise_conv1 = Linear(dim, hidden)
+        self.pointwise_conv2 = Linear(hidden, dim)
+        self.gamma = nn.Parameter(torch.full((dim,), float(gamma)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        x = self.depthwise_conv(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
+        x = tiled(self.mix_channels, x)
+        return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+    def mix_channels(self, x: Tensor) -> Tensor:
+        return self.gamma * gelu_linear(self.pointwise_conv1(self.norm(x)), self.pointwise_conv2)

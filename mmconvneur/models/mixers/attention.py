@@ -1,0 +1,106 @@
+"""The attentions of the paper's comparison (ConvNeur, arXiv 2603.19567), under one bottleneck.
+
+Dimension key: B images, N = H W tokens, h heads, d head width, C_m = h d channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmcv.cnn import NonLocal2d
+from torch import Tensor, nn
+
+from ...errors import UsageError
+from ...registry import MIXERS
+from ..layers.token_attention import attend
+from .base import BottleneckMixer, check_num_heads
+
+
+@MIXERS.register_module()
+class SelfAttention(BottleneckMixer):
+    """Multi-head self-attention among all pixels (arXiv 1706.03762).
+
+        f(z) = softmax(q k^T / sqrt(d)) v per head,   q, k, v = linear(z)
+
+    Without position encoding, as a memory has none. 2 N^2 C_m multiplications; PyTorch's fused
+    kernels need memory for N tokens only, its plain one for h N^2 numbers.
+
+    Args:
+        dim, bottleneck_dim: As in :class:`BottleneckMixer`.
+        num_heads: Heads h; must divide ``bottleneck_dim``.
+
+    Raises:
+        UsageError: As :class:`BottleneckMixer`, and for heads that do not divide C_m.
+    """
+
+    def __init__(self, dim: int, bottleneck_dim: int | None = None, num_heads: int = 4) -> None:
+        super().__init__(dim, bottleneck_dim)
+        check_num_heads(num_heads, 'bottleneck_dim', self.bottleneck_dim)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(self.bottleneck_dim, 3 * self.bottleneck_dim)
+        self.reset_parameters()
+
+    def mix(self, maps: Tensor) -> Tensor:
+        tokens = maps.flatten(2).transpose(1, 2)  # (B, N, C_m)
+        out = attend(self.qkv(tokens), self.num_heads)
+        return out.transpose(1, 2).unflatten(2, maps.shape[-2:])
+
+
+@MIXERS.register_module()
+class NonLocal(BottleneckMixer):
+    """The non-local block (arXiv 1711.07971), mmcv's ``NonLocal2d``, without its residual.
+
+        f(z) = W softmax(theta(z) phi(z)^T / sqrt(C_m / 2)) g(z),   theta, phi, g: C_m -> C_m / 2
+
+    mmcv's block returns z + f(z) and starts with W = 0. Here only the global part is wanted, and
+    behind the zero W_out a second zero would leave both without a gradient for ever, so W does not
+    start at zero. It stores the N x N weights: 16 GB for one map of 200 x 320.
+
+    Args:
+        dim, bottleneck_dim: As in :class:`BottleneckMixer`.
+
+    Raises:
+        UsageError: As :class:`BottleneckMixer`.
+    """
+
+    def __init__(self, dim: int, bottleneck_dim: int | None = None) -> None:
+        super().__init__(dim, bottleneck_dim)
+        self.block = NonLocal2d(self.bottleneck_dim)
+        self.reset_parameters()
+
+    def mix(self, maps: Tensor) -> Tensor:
+        return self.block(maps) - maps
+
+
+@MIXERS.register_module()
+class CBAM(BottleneckMixer):
+    """Channel attention, then spatial attention (CBAM, arXiv 1807.06521, equations 1 to 3).
+
+        z'   = sigmoid(MLP(mean over pixels of z) + MLP(max over pixels of z)) * z
+        f(z) = sigmoid(conv7x7[mean over channels of z', max over channels of z']) * z'
+
+    Args:
+        dim, bottleneck_dim: As in :class:`BottleneckMixer`.
+        reduction: The MLP has C_m / ``reduction`` hidden channels, but at least 8.
+
+    Raises:
+        UsageError: As :class:`BottleneckMixer`, and if ``reduction`` is not positive.
+    """
+
+    def __init__(self, dim: int, bottleneck_dim: int | None = None, reduction: int = 16) -> None:
+        super().__init__(dim, bottleneck_dim)
+        if reduction < 1:
+            raise UsageError(f'reduction={reduction} must be positive')
+        hidden = max(8, self.bottleneck_dim // reduction)
+        self.channel = nn.Sequential(
+            nn.Linear(self.bottleneck_dim, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, self.bottleneck_dim),
+        )
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3)
+        self.reset_parameters()
+
+    def mix(self, maps: Tensor) -> Tensor:
+        which = self.channel(maps.mean((2, 3))) + self.channel(maps.amax((2, 3)))  # (B, C_m)
+        maps = which.sigmoid()[..., None, None] * maps
+        pooled = torch.cat([maps.mean(1, keepdim=True), maps.amax(1, keepdim=True)], dim=1)
+        return self.spatial(pooled).sigmoid() * maps  # where: (B, 1, H, W)

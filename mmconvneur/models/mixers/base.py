@@ -1,0 +1,143 @@
+"""What global branches share: their last layer, a bottleneck, and how padding is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import UsageError
+from ..layers.tiles import Linear
+
+
+class GlobalMixer(BaseModule):
+    """G = W_out f(x): a global branch whose last layer starts at zero, so that its gate is neutral.
+
+    A subclass adds the layers of f to ``__init__``, starts them in ``reset_parameters``, and ends
+    ``__init__`` with a call of that.
+
+    Args:
+        mixed_dim: Channels of f(x).
+        dim: Channels C of the block.
+    """
+
+    def __init__(self, mixed_dim: int, dim: int) -> None:
+        super().__init__()
+        self.out_proj = Linear(mixed_dim, dim)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def init_weights(self) -> None:
+        super().init_weights()
+        # The backbone's init_cfg has just filled every layer as if it were an ordinary one.
+        self.reset_parameters()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x (B, C, H, W) -> (B, C, H, W)``, valid pixels without influence of padding.
+
+        ``mask (B, 1, H, W)``: 1 = a valid pixel, 0 = padding; ``None``: no padding.
+        """
+        raise NotImplementedError
+
+    def project_out(self, mixed: Tensor) -> Tensor:
+        """W_out f(x), ``(B, mixed_dim, H, W) -> (B, C, H, W)``."""
+        return self.out_proj(mixed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class BottleneckMixer(GlobalMixer):
+    """G = W_out f(LayerNorm(W_in x)) with a global map f among C_m channels, ``mix``.
+
+    W_in: C -> C_m and W_out: C_m -> C are 1x1 convolutions.
+
+    Args:
+        dim: Channels C of the block.
+        bottleneck_dim: Channels C_m; default half of ``dim``, rounded to a multiple of 8.
+
+    Raises:
+        UsageError: If ``bottleneck_dim`` is not positive, and in ``forward`` as
+            :func:`on_valid_part`.
+    """
+
+    def __init__(self, dim: int, bottleneck_dim: int | None = None) -> None:
+        if bottleneck_dim is None:
+            bottleneck_dim = half_width(dim)
+        if bottleneck_dim < 1:
+            raise UsageError(f'bottleneck_dim={bottleneck_dim} must be positive')
+        super().__init__(bottleneck_dim, dim)
+        self.bottleneck_dim = bottleneck_dim
+        self.in_proj = Linear(dim, bottleneck_dim)
+        self.norm = nn.LayerNorm(bottleneck_dim, eps=1e-6)
+
+    def mix(self, maps: Tensor) -> Tensor:
+        """f: ``(B, C_m, H, W) -> (B, C_m, H, W)``, without padding."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As :meth:`GlobalMixer.forward`: each image is cut to its valid part."""
+        tokens = self.norm(self.in_proj(x.permute(0, 2, 3, 1)))  # (B, H, W, C_m)
+        return self.project_out(on_valid_part(self.mix, tokens.permute(0, 3, 1, 2), mask))
+
+    def reset_parameters(self) -> None:
+        """Start neutral (W_out = 0) but ready to learn: no layer before it at zero."""
+        for layer in self.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        super().reset_parameters()
+
+
+def on_valid_part(
+    function: Callable[[Tensor], Tensor], maps: Tensor, mask: Tensor | None
+) -> Tensor:
+    """``function`` of the valid part of each image, zero on its padding.
+
+    Args:
+        function: ``(B, C, h, w) -> (B, C', h, w)`` for any size; images do not mix.
+        maps: ``(B, C, H, W)``.
+        mask: ``(B, 1, H, W)``, 1 = a valid pixel; ``None``: no padding.
+
+    Raises:
+        UsageError: If the valid pixels of an image are no rectangle in its top left corner.
+    """
+    if mask is None:
+        return function(maps)
+    height, width = maps.shape[-2:]
+    parts = []
+    for image, (h, w) in zip(maps.split(1), valid_sizes(mask), strict=True):
+        part = function(image[..., :h, :w])
+        parts.append(F.pad(part, (0, width - w, 0, height - h)))
+    return torch.cat(parts)
+
+
+def valid_sizes(mask: Tensor) -> list[tuple[int, int]]:
+    """Height and width in pixels of the valid part of each image, from ``mask (B, 1, H, W)``."""
+    valid = mask.squeeze(1).bool()  # (B, H, W)
+    heights, widths = valid.any(2).sum(1).tolist(), valid.any(1).sum(1).tolist()
+    sizes = list(zip(heights, widths, strict=True))
+    for pixels, (h, w) in zip(valid, sizes, strict=True):
+        if h == 0 or not pixels[:h, :w].all():
+            raise UsageError(
+                'the mask of an image is no rectangle in the top left corner: pad images at the '
+                'bottom and the right, or choose global_mixer NeuralMemory or GLMix, which take any'
+            )
+    return sizes
+
+
+def half_width(dim: int) -> int:
+    """Half of ``dim`` channels, rounded to a multiple of 8: what a global branch works with."""
+    return max(8, (dim // 2 + 4) // 8 * 8)
+
+
+def check_num_heads(num_heads: int, option: str, width: int) -> None:
+    """Raise ``UsageError`` unless the heads divide the channels that an option sets."""
+    if num_heads < 1 or width < 1 or width % num_heads:
+        raise UsageError(
+            f'num_heads={num_heads} must divide {option}={width}: '
+            f'set global_mixer.num_heads or {option} accordingly'
+        )

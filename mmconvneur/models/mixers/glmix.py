@@ -1,0 +1,190 @@
+"""GLMix: pixels are softly clustered to slots, the slots attend to each other and are handed back.
+
+Dimension key: B images, N = H W pixels, C channels, S slots.
+
+Source: GLMix (arXiv 2411.14429).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import UsageError, check_choice
+from ...registry import MIXERS
+from ..layers.local_branch import LayerNorm2d
+from ..layers.token_attention import TokenAttention
+from .base import GlobalMixer
+
+
+def adaptive_avg_pool(x: Tensor, mask: Tensor, size: int) -> Tensor:
+    """Averages over a ``size`` x ``size`` grid that spans the valid pixels: padding has no part.
+
+    On a rectangle of valid pixels this is ``F.adaptive_avg_pool2d`` of the rectangle.
+
+    Args:
+        x: ``(B, C, H, W)``.
+        mask: ``(B, 1, H, W)``, 1 = a valid pixel.
+
+    Returns:
+        ``(B, C, size, size)``.
+    """
+    mask = mask.to(x.dtype)
+    rows = _cells(mask.amax((1, 3)).bool(), size).to(x.dtype)  # (B, size, H)
+    columns = _cells(mask.amax((1, 2)).bool(), size).to(x.dtype)  # (B, size, W)
+
+    def sums(values: Tensor) -> Tensor:
+        return rows.unsqueeze(1) @ values @ columns.unsqueeze(1).mT
+
+    return sums(x * mask) / sums(mask).clamp(min=1)
+
+
+def _cells(valid: Tensor, size: int) -> Tensor:
+    """Which of L lines belong to each of ``size`` cells, ``(B, L) -> (B, size, L)``, all bool.
+
+    Cell i of l valid lines holds those from floor(i l / size) up to ceil((i + 1) l / size).
+    """
+    rank = (valid.cumsum(-1) - 1).unsqueeze(1)
+    count = valid.sum(-1)[:, None, None]
+    cell = torch.arange(size, device=valid.device)[:, None]
+    first, end = cell * count // size, -(-(cell + 1) * count // size)
+    return (first <= rank) & (rank < end) & valid.unsqueeze(1)
+
+
+class PooledSlots(nn.Module):
+    """Slots that are the means of a square grid of the image.
+
+    A map smaller than the grid repeats its pixels.
+
+    Args:
+        dim: Not used.
+        num_slots: S, a square number.
+    """
+
+    def __init__(self, dim: int, num_slots: int) -> None:
+        super().__init__()
+        self.size = math.isqrt(num_slots)
+        if self.size**2 != num_slots:
+            raise UsageError(
+                f'num_slots={num_slots} is not a square, as pooling to a grid needs: '
+                f"take {self.size**2} or {(self.size + 1) ** 2}, or slots='learned'"
+            )
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x (B, C, H, W) -> (B, S, C)``."""
+        if mask is None:
+            slots = F.adaptive_avg_pool2d(x, self.size)
+        else:
+            slots = adaptive_avg_pool(x, mask, self.size)
+        return slots.flatten(2).mT
+
+
+class LearnedSlots(nn.Module):
+    """Slots that are parameters, the same for every image."""
+
+    def __init__(self, dim: int, num_slots: int) -> None:
+        super().__init__()
+        self.slots = nn.Parameter(torch.empty(num_slots, dim))
+        nn.init.normal_(self.slots, std=0.02)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``x (B, C, H, W) -> (B, S, C)``."""
+        return self.slots.expand(x.size(0), -1, -1)
+
+
+SLOTS = {'pool': PooledSlots, 'learned': LearnedSlots}
+
+
+class SlotAffinity(nn.Module):
+    """Logits A = s cos(slot, pixel), with one learnable s per block that starts at C^-1/2.
+
+    The tap point of slot maps: a forward hook on a module called ``affinity`` receives A, whose
+    softmax over the slots assigns every pixel to them.
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        # One axis, not none: MMEngine's flat_decay_mult and FSDP overlook scalars.
+        self.scale = nn.Parameter(torch.full((1,), dim**-0.5))
+
+    def forward(self, slots: Tensor, pixels: Tensor) -> Tensor:
+        """``slots (B, S, C)``, ``pixels (B, N, C) -> (B, S, N)``."""
+        slots = F.normalize(slots, dim=-1, eps=1e-6)
+        return self.scale * slots @ F.normalize(pixels, dim=-1, eps=1e-6).mT
+
+
+class SoftClustering(BaseModule):
+    """What GLMix and the blocks of GLNet share: slots, gather, attention, dispatch.
+
+        P = slots of the block's input x: S means of a grid, or S parameters
+        A = s cos(P, z)                  z: the normalised input
+        Q = softmax over pixels (A) z    gather
+        Q = TokenAttention(Q)            no norm, residual or MLP
+        y = softmax over slots (A)^T Q   dispatch
+
+    3 S N C + 4 S C^2 + 2 S^2 C multiplications: linear in the number of pixels.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads of the attention among slots; must divide ``dim``.
+        slots: ``'pool'`` or ``'learned'``.
+        num_slots: S; for pooling a square number.
+
+    Raises:
+        UsageError: For an unknown choice, a number of slots that is not positive or not a square
+            where pooling needs one, or heads that do not divide the channels.
+    """
+
+    def __init__(self, dim: int, num_heads: int, slots: str = 'pool', num_slots: int = 64) -> None:
+        super().__init__()
+        check_choice('slots', slots, SLOTS)
+        if num_slots < 1:
+            raise UsageError(f'num_slots={num_slots} must be positive: take 64')
+        self.slots = SLOTS[slots](dim, num_slots)
+        self.affinity = SlotAffinity(dim)
+        self.attention = TokenAttention(dim, num_heads)
+
+    def forward(self, z: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``z, x (B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a valid pixel."""
+        pixels = z.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
+        logits = self.affinity(self.slots(x, mask), pixels)  # (B, S, N)
+        gathered = logits
+        if mask is not None:
+            absent = ~mask.flatten(2).bool()  # (B, 1, N)
+            gathered = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
+        slots = self.attention(gathered.softmax(-1) @ pixels)  # (B, S, C)
+        out = logits.softmax(1).mT @ slots
+        return out.unflatten(1, z.shape[2:]).permute(0, 3, 1, 2)
+
+
+@MIXERS.register_module()
+class GLMix(GlobalMixer):
+    """Soft clustering as a global branch: G = W_out clustering(LayerNorm(x), x).
+
+    See :class:`SoftClustering` for the equations and the cost, to which W_out adds N C^2.
+
+    Args:
+        dim: Channels C of the block.
+        slots: ``'pool'``: means of a grid over the image; ``'learned'``: parameters.
+        num_slots: S; for pooling a square number.
+        num_heads: Heads of the attention among slots; must divide ``dim``.
+
+    Raises:
+        UsageError: As :class:`SoftClustering`.
+    """
+
+    def __init__(
+        self, dim: int, slots: str = 'pool', num_slots: int = 64, num_heads: int = 4
+    ) -> None:
+        super().__init__(dim, dim)
+        self.norm = LayerNorm2d(dim)
+        self.clustering = SoftClustering(dim, num_heads, slots, num_slots)
+        self.reset_parameters()
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """As :meth:`GlobalMixer.forward`: padding is neither pooled nor gathered."""
+        return self.project_out(self.clustering(self.norm(x), x, mask))

@@ -1,0 +1,92 @@
+"""What the command-line tools share: their arguments, and errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pickle
+import sys
+from collections.abc import Callable
+
+from mmengine.config import DictAction
+
+from ..errors import UsageError
+
+
+def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
+    """Print a user's mistake in one line on stderr and exit with status 1, without a traceback."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            main()
+        except Exception as error:
+            message = usage_message(error)
+            if message is None:
+                raise
+            print('error:', ' '.join(message.split()), file=sys.stderr)
+            sys.exit(1)
+
+    return run
+
+
+def usage_message(error: BaseException | None) -> str | None:
+    """What the user can mend, from the innermost such error of a chain; ``None`` if nothing."""
+    message = None
+    while error is not None:
+        if isinstance(error, UsageError):
+            message = str(error)
+        elif isinstance(error, KeyError) and ' registry. ' in str(error):
+            message = f'{error.args[0].split(". ")[0]}: check the spelling of this type'
+        elif isinstance(error, TypeError) and 'unexpected keyword argument' in str(error):
+            message = f'{error}: check the spelling of this option'
+        elif isinstance(error, pickle.UnpicklingError) and message is None:
+            message = (
+                'a checkpoint holds more than tensors, and reading that can run any code: '
+                'if you trust its source, add --trust-checkpoint'
+            )
+        elif isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
+            message = f'{error.filename}: {error.strerror}'
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return message
+
+
+def common_parser(description: str) -> argparse.ArgumentParser:
+    """Arguments of every tool that runs a model."""
+    parser = config_parser(description)
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    add_trust(parser)
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torchrun sets LOCAL_RANK; the older torch.distributed.launch passes an argument instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The way out for files that cannot be read safely, for every tool that reads any."""
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='read checkpoints that hold more than weights; they can then run any code',
+    )
+
+
+def config_parser(description: str) -> argparse.ArgumentParser:
+    """Arguments of every tool that reads a config."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='path of a config, or the name of a shipped one')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='key=value, ...',
+    )
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    try:
+        return parser.parse_args()
+    except ValueError:  # from DictAction
+        raise UsageError('--cfg-options takes pairs of the form key=value') from None

@@ -1,0 +1,52 @@
+"""MMEngine's runner as the command-line tools set it up."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.registry import MODEL_WRAPPERS, RUNNERS
+from mmengine.runner import Runner
+
+from ..errors import UsageError
+from ..weights.reading import load_safely
+
+
+def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
+    """The work folder: from the command line, else from the config, else named after it."""
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = os.path.join('work_dirs', Path(args.config).stem)
+
+
+def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Runner:
+    """MMEngine's runner for a config, with more hooks, on GPUs where there are any."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if args.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UsageError('--launcher pytorch needs torchrun: torchrun --nproc_per_node N tools/...')
+    cfg.launcher = args.launcher
+    if args.launcher == 'pytorch' and not torch.cuda.is_available():
+        torch.distributed.init_process_group('gloo')  # MMEngine's launcher asks for GPUs
+        cfg.model_wrapper_cfg = dict(
+            type=CPUDistributedDataParallel.__name__,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+    load_safely(args.trust_checkpoint)
+    runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    for hook in hooks:
+        runner.register_hook(hook)
+    return runner
+
+
+@MODEL_WRAPPERS.register_module()
+class CPUDistributedDataParallel(MMDistributedDataParallel):
+    """MMEngine's DDP for a model on the CPU, where there is no SyncBN and no device id."""
+
+    def __init__(self, module: torch.nn.Module, device_ids: list[int], **kwargs) -> None:
+        super().__init__(revert_sync_batchnorm(module), broadcast_buffers=False, **kwargs)

@@ -1,0 +1,185 @@
+"""From a state dict into a model: layout recognised, neutral gates folded in, all reported."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, MutableMapping, Sequence
+
+from mmengine.logging import print_log
+from mmengine.runner import load_state_dict
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from .layouts import Supplied, recognise
+from .reading import read_state_dict
+from .report import ENOUGH, LoadReport, compare
+
+FROM_SCRATCH = 'to start from scratch: --cfg-options model.backbone.init_cfg=None'
+STAGE = re.compile(r'(?:stages|downsample_layers)\.(\d+)\.')
+NOT_IN_CONVNEXT = ('.global_branch.', '.fusion.')
+
+
+def split_init_cfg(init_cfg: dict | Sequence[dict] | None) -> tuple[list[dict], list[dict]]:
+    """The files of an ``init_cfg``, which :func:`load_pretrained` takes, and what MMEngine does."""
+    cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+    files = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+    return files, [cfg for cfg in cfgs if cfg not in files]
+
+
+def load_pretrained(backbone: nn.Module, files: Sequence[dict]) -> None:
+    """Fill a backbone from the files of ``dict(type='Pretrained', checkpoint=..., prefix=...)``.
+
+    Args:
+        backbone: What is filled.
+        files: ``checkpoint`` is a path or URL; ``prefix`` where in the file the backbone is, which
+            is otherwise found by looking at the keys.
+
+    Raises:
+        UsageError: If a file cannot be read safely, or does not fit.
+    """
+    for cfg in files:
+        _load_file(backbone, cfg['checkpoint'], cfg.get('prefix'))
+
+
+def _load_file(backbone: nn.Module, checkpoint: str, prefix: str | None) -> None:
+    try:
+        state = read_state_dict(checkpoint)
+    except UsageError as error:
+        raise UsageError(f'{error}; {FROM_SCRATCH}') from None
+    if prefix:
+        prefix = prefix.rstrip('.') + '.'
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if not state:
+            raise UsageError(
+                f'checkpoint {checkpoint} has no key that starts with {prefix!r}: leave prefix '
+                'out (init_cfg.prefix=None), it is found by looking at the keys'
+            )
+    load_state_dict(backbone, state)
+
+
+def fit_state_dict(
+    backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str
+) -> LoadReport:
+    """Rewrite the entries of ``state_dict`` under ``prefix`` to those of a backbone, and report.
+
+    A network without global branches (a ConvNeXt, or a ConvNeur of ``global_mixer=None``) starts
+    one with them so that it computes the same: their gates start at 1/2, so the layer scale of
+    their blocks is doubled. What such a network cannot supply keeps its initial value.
+
+    Raises:
+        UsageError: If less than 95 % of what the source can supply, or has, finds its place, or a
+            global branch of one does not fit the other's.
+    """
+    given = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+    if not given:
+        raise UsageError(
+            f'the checkpoint has no key that starts with {prefix!r}, where the backbone is: take '
+            'what its own keys start with (module., model., _orig_mod.) off, or load a backbone '
+            "alone by init_cfg=dict(type='Pretrained', checkpoint=...)"
+        )
+    inside = {k.removeprefix(prefix): v for k, v in given.items()}
+    supplied = recognise(inside)
+    own = backbone.state_dict()
+    tensors, new = _started(backbone, supplied)
+    not_built = [name for name in tensors if not _is_built(backbone, name)]
+    report = compare(own, tensors, new, unused=not_built)
+    report = report._replace(
+        unexpected=report.unexpected + supplied.unknown, unused=report.unused + supplied.unused
+    )
+    astray = [*report.unexpected, *report.missing]
+    other_branch = any(part in name for name in astray for part in NOT_IN_CONVNEXT)
+    if other_branch or not report.enough:
+        raise UsageError(_too_little(backbone, inside, supplied, report))
+    level = logging.INFO if report.complete else logging.WARNING
+    print_log(f'{type(backbone).__name__} from {supplied.layout}: {report}', 'current', level)
+    for key in given:
+        del state_dict[key]
+    kept = {name: own[name] for name in report.new}
+    kept |= {name: value for name, value in tensors.items() if name not in report.unused}
+    state_dict.update({prefix + name: value for name, value in kept.items()})
+    return report
+
+
+def _started(backbone: nn.Module, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
+    """What starts the backbone, and the names of what the source's layout does not have.
+
+    Where only the backbone has a global branch in a block, the block's layer scale is divided by
+    what its fusion starts with. Without any, the source may be a classifier, which has no norms of
+    its maps.
+    """
+    tensors, new = dict(supplied.tensors), []
+    for name, block in backbone.named_modules():
+        parts = tuple(f'{name}{part}' for part in NOT_IN_CONVNEXT)
+        if hasattr(block, 'fusion') and not any(key.startswith(parts) for key in tensors):
+            gamma = f'{name}.local_branch.gamma'
+            if gamma in tensors:
+                tensors[gamma] = tensors[gamma] / block.fusion.start
+            new += [key for key in backbone.state_dict() if key.startswith(parts)]
+    if supplied.may_lack_norms:
+        new += [
+            key for key in backbone.state_dict() if key.startswith('norm') and key not in tensors
+        ]
+    return tensors, new
+
+
+def _is_built(backbone: nn.Module, name: str) -> bool:
+    if match := STAGE.match(name):
+        return int(match[1]) < len(backbone.stages)
+    return hasattr(backbone, name.split('.')[0])
+
+
+def _too_little(
+    backbone: nn.Module,
+    inside: Mapping[str, Tensor],
+    supplied: Supplied,
+    report: LoadReport,
+) -> str:
+    theirs, ours = sizes(supplied.tensors), sizes(backbone.state_dict())
+    name = type(backbone).__name__
+    options = 'arch and global_mixer' if name == 'ConvNeur' else 'arch'
+    lost = [*report.missing, *report.mismatched, *report.unexpected][0]
+    return (
+        f'the checkpoint ({supplied.layout}) fits {report.share:.0%} of this {name}: {report}; '
+        f'it has channels, depths {theirs} and the model {ours}, keys like {next(iter(inside))} '
+        f'and the model {lost}: choose {options} as the checkpoint has them'
+    )
+
+
+def sizes(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Channels and depths of the stages whose tensors, under our names, are given."""
+    vectors = re.compile(r'stages\.(\d+)\.\d+\.(?:local_branch\.gamma|norm1\.weight)')
+    found = [(int(m[1]), v) for k, v in tensors.items() if (m := vectors.fullmatch(k))]
+    depths = Counter(stage for stage, _ in found)
+    channels = {stage: value.numel() for stage, value in found}
+    return tuple(channels[i] for i in sorted(channels)), tuple(depths[i] for i in sorted(depths))
+
+
+def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -> LoadReport:
+    """What a state dict has for all of a model but the backbones that report for themselves.
+
+    Raises:
+        UsageError: As ``LoadReportHook``.
+    """
+    backbones = tuple(
+        f'{name}.'
+        for name, module in model.named_modules()
+        if getattr(module, 'reports_loading', False)
+    )
+    own = model.state_dict()
+    given = {key.removeprefix('module.'): value for key, value in state.items()}
+    report = compare(*(_without(backbones, tensors) for tensors in (own, given)))
+    lost = len(report.missing) + len(report.mismatched)
+    most = 0 if complete else min((1 - ENOUGH) * len(own), len(report.matched))
+    if lost > most or len(report.unexpected) > (1 - ENOUGH) * len(own):
+        raise UsageError(
+            f'the checkpoint is not of the model of the config: neck and heads have {report}; '
+            'give the config it was trained with, or a backbone alone as '
+            "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
+        )
+    return report
+
+
+def _without(prefixes: tuple[str, ...], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in tensors.items() if not key.startswith(prefixes)}
