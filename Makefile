@@ -3,7 +3,9 @@
 # Finished steps are not repeated; an interrupted training is resumed.
 #
 # PYTHON=python3.11                       the Python that .venv is made from (3.10 to 3.12)
-# TORCH='torch==2.13.0+cu130 --index-url ...'   what pip installs for PyTorch (see tools/dev/install.py)
+# TORCH='torch==2.13.0+cu130 --index-url ...'   what pip installs for PyTorch, remembered; for a GPU
+#                                         with the index that pytorch.org names for its driver
+# FORCE_CUDA=1                            compile mmcv's CUDA operators where no GPU is visible
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -11,10 +13,25 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 RUN := .venv/bin/python
+PIP := $(RUN) -m pip install --progress-bar off
+STAMPS := .venv/stamps
+TORCH ?= $(or $(shell cat $(STAMPS)/wanted 2> /dev/null),torch==2.13.0)
 CONFIG := configs/mask_rcnn_convneur_m1_sample.py
 DEMO := work_dirs/demo
 
-.PHONY: demo test lint install clean
+BUILDABLE := import ensurepip, pathlib, shutil, sysconfig; \
+	assert pathlib.Path(sysconfig.get_path("include"), "Python.h").exists() and shutil.which("c++")
+OPENCV_VERSION := from importlib.metadata import version; print(version("opencv-python"))
+REQUIREMENT := from mmconvneur.utils.environment import TESTED; \
+	print("onedl-mmcv" + TESTED["onedl-mmcv"])
+OPERATORS := import torch, mmcv._ext as ops; \
+	assert not torch.cuda.is_available() or ops.get_compiling_cuda_version() != "not available"
+# Without debug symbols the compilers need half the time. ninja counts the files, [done/all].
+compile_mmcv = PATH="$(CURDIR)/.venv/bin:$$PATH" CFLAGS=-g0 CXXFLAGS=-g0 \
+	$(PIP) --verbose --no-build-isolation $(1) \
+	"$$($(RUN) -c '$(REQUIREMENT)')" 2>&1 | tee .venv/mmcv.log | grep -oE '^ *\[[0-9]+/[0-9]+\]' || true
+
+.PHONY: demo test lint install clean FORCE
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
@@ -28,8 +45,46 @@ lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-install:
-	@$(PYTHON) tools/dev/install.py
+install: $(STAMPS)/check
+
+$(STAMPS)/tools:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
+		{ echo 'error: Python 3.10 to 3.12 is needed: name one, make PYTHON=python3.11'; exit 1; }
+	@$(PYTHON) -c '$(BUILDABLE)' || { echo 'error: this machine cannot make .venv or compile mmcv:' \
+		'on Debian or Ubuntu, apt-get install python3-venv python3-dev g++'; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(PIP) --upgrade pip 'setuptools>=80' wheel packaging ninja psutil
+	@mkdir -p $(@D) && touch $@
+
+$(STAMPS)/wanted: FORCE | $(STAMPS)/tools
+	@echo "$(TORCH)" | cmp -s - $@ || echo "$(TORCH)" > $@
+
+$(STAMPS)/torch: $(STAMPS)/wanted
+	$(PIP) $(TORCH)
+	@touch $@
+
+# What imaug and mmcv ask for, opencv-python, needs a libGL that a server may lack; the headless
+# build is the same without windows.
+$(STAMPS)/package: $(STAMPS)/torch setup.py mmconvneur/utils/environment.py
+	$(PIP) --no-build-isolation --editable '.[onedl,sample,dev]'
+	@$(RUN) -c 'import cv2' 2> /dev/null || $(PIP) --force-reinstall --no-deps \
+		"opencv-python-headless==$$($(RUN) -c '$(OPENCV_VERSION)')"
+	@touch $@
+
+# The build imports torch, so it is not isolated: isolated, it leaves the operators out without a
+# word. pip caches the wheel; one that was built so, or for another PyTorch, is compiled anew.
+$(STAMPS)/mmcv: $(STAMPS)/package
+	@echo "mmcv's operators are compiled once, in 10 minutes on 2 idle cores; log: .venv/mmcv.log"
+	@$(call compile_mmcv)
+	@$(RUN) -c '$(OPERATORS)' 2> /dev/null || { \
+		$(call compile_mmcv,--no-cache-dir --force-reinstall --no-deps); }
+	@$(RUN) -c '$(OPERATORS)' || \
+		{ echo 'error: mmcv was built without working operators: see .venv/mmcv.log'; exit 1; }
+	@touch $@
+
+$(STAMPS)/check: $(STAMPS)/mmcv
+	$(RUN) -m mmconvneur.utils.environment
+	@touch $@
 
 data/.sample: tools/make_sample_data.py $(wildcard tools/sample_data/*.py) | install
 	rm -rf data/sample

@@ -49,7 +49,7 @@ setup(
     install_requires=['torch' + TESTED['torch'], 'numpy', 'packaging', 'tqdm'],
     extras_require={
         # onedl-mmcv is missing on purpose: under pip's build isolation it installs without its
-        # operators, so it has to come first, by hand (see tools/dev/install.py). Pillow and
+        # operators, so it has to come first, by hand (see the Makefile). Pillow and
         # pycocotools are used by mmdet and mmseg but not declared by every release of them.
         'onedl': [
             name + TESTED[name]

@@ -101,9 +101,8 @@ def test_ops_missing(tmp_path):
     report = diagnose([str(tmp_path)])
     assert report.case == 'ops missing'
     assert report.problem == 'onedl-mmcv 2.3.6 has no compiled operators (mmcv._ext)'
-    assert report.cure.endswith(
-        '--no-build-isolation --force-reinstall --no-deps --no-cache-dir "onedl-mmcv>=2.3.6,<2.4"'
-    )
+    assert report.cure.startswith('python -m pip uninstall -y onedl-mmcv && ')
+    assert report.cure.endswith('--no-build-isolation --no-cache-dir "onedl-mmcv>=2.3.6,<2.4"')
 
 
 def test_lite_mmcv_never_had_ops(tmp_path):
@@ -129,7 +128,8 @@ def test_removing_one_of_two_providers_leaves_the_other_gutted(tmp_path):
     report = diagnose([str(tmp_path)])
     assert report.case == 'left-over files'
     assert 'onedl-mmcv 2.3.6 is listed as installed but files of it are gone' in report.problem
-    assert '--force-reinstall' in report.cure and '"onedl-mmcv>=2.3.6,<2.4"' in report.cure
+    assert report.cure.startswith('python -m pip uninstall -y onedl-mmcv && ')
+    assert report.cure.endswith('--no-build-isolation "onedl-mmcv>=2.3.6,<2.4"')
 
 
 def test_folder_that_no_distribution_owns(tmp_path):
@@ -139,17 +139,6 @@ def test_folder_that_no_distribution_owns(tmp_path):
     assert report.case == 'left-over files'
     assert report.problem == f'{tmp_path / "mmseg"} belongs to no installed distribution'
     assert report.cure.startswith(f'mv "{tmp_path / "mmseg"}" "{tmp_path / "mmseg"}.old" && ')
-
-
-def test_folder_that_hides_an_installed_package(tmp_path):
-    site, checkout = tmp_path / 'site', tmp_path / 'checkout'
-    install_all(site)
-    (checkout / 'mmdet').mkdir(parents=True)
-    (checkout / 'mmdet' / '__init__.py').touch()
-    report = diagnose([str(checkout), str(site)])
-    assert report.case == 'left-over files'
-    assert report.problem == f'{checkout / "mmdet"} hides the mmdet of onedl-mmdetection 3.5.1'
-    assert diagnose([str(site), str(checkout)]).case == 'good'
 
 
 def test_editable_install_is_owned(tmp_path):
@@ -228,15 +217,7 @@ def test_a_second_family_beside_the_real_one_is_told(tmp_path):
     assert 'verdict: two providers: ' in done.stdout.splitlines()[-1]
 
 
-CHECK = """
-import sys
-from mmconvneur.utils.environment import check_environment
-from mmconvneur.errors import UsageError
-try:
-    check_environment()
-except UsageError as error:
-    sys.exit(str(error))
-"""
+CHECK = 'from mmconvneur.utils import environment; environment.exit_unless_good()'
 
 
 def run_in(site: Path) -> subprocess.CompletedProcess:
@@ -253,15 +234,17 @@ def test_ops_that_do_not_load_are_told(tmp_path):
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith('ops missing: mmcv._ext does not load (')
-    assert '--force-reinstall --no-deps --no-cache-dir "onedl-mmcv' in lines[0]
+    assert lines[0].startswith('error: ops missing: mmcv._ext does not load (')
+    assert '--no-build-isolation --no-cache-dir "onedl-mmcv' in lines[0]
 
 
 def test_bare_python_is_told_without_a_traceback():
     done = run('-S', '-c', CHECK)
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith('none: torch, mmengine, mmcv, mmdet, mmseg not installed; ')
+    assert done.stderr.startswith(
+        'error: none: torch, mmengine, mmcv, mmdet, mmseg not installed; '
+    )
 
 
 @pytest.mark.parametrize('tool', ['train', 'test', 'browse_dataset', 'visualize'])

@@ -217,8 +217,8 @@ def training_command(flat_config: str, processes: int) -> str:
 
 
 def software() -> dict[str, str]:
-    packages = environment.diagnose(sys.path).packages
-    versions = {package.name: package.label for package in packages if package.owners}
+    owners = environment.installed(sys.path)
+    versions = {name: ' and '.join(map(environment.label, o)) for name, o in owners.items() if o}
     versions |= dict(torch=torch.__version__)  # with the build
     return dict(python=platform.python_version(), mmconvneur=mmconvneur.__version__, **versions)
 
