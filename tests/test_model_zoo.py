@@ -29,7 +29,8 @@ from mmconvneur import UsageError
 from mmconvneur.apis import model_zoo
 from mmconvneur.apis.model_zoo import find_weights, read_index, released
 from mmconvneur.weights import read_checkpoint
-from model_index import golden_maps, release, table, with_table
+from model_index import release, table, with_table
+from publish_checkpoint import golden_maps
 
 BACKBONE = """
 _base_ = {base!r}
@@ -110,7 +111,7 @@ def home(sample_dir, tmp_path_factory) -> Path:
             config = Path('configs') / f'{name}.py'
             config.write_text(text)
             call(patch, 'train', config, '--work-dir', f'work_{name}')
-            call(patch, 'dev/publish_checkpoint', config, f'work_{name}/{CHECKPOINTS[name]}')
+            call(patch, 'publish_checkpoint', config, f'work_{name}/{CHECKPOINTS[name]}')
     return folder
 
 
@@ -269,9 +270,7 @@ def test_what_cannot_be_released_is_refused_whole(
         training = read_checkpoint('work/epoch_1.pth')
         spoil(training)
         torch.save(training, 'work/epoch_1.pth')
-    message = failing(
-        monkeypatch, capsys, 'dev/publish_checkpoint', f'configs/{args[0]}', *args[1:]
-    )
+    message = failing(monkeypatch, capsys, 'publish_checkpoint', f'configs/{args[0]}', *args[1:])
     for part in parts:
         assert part in message, message
     assert read_index(unfinished) == [] and not (unfinished / 'checkpoints').exists()
@@ -282,7 +281,7 @@ def test_releases_are_written_in_the_root_of_the_repository(
 ):
     monkeypatch.chdir(tmp_path)
     args = (unfinished / 'configs' / 'detector.py', unfinished / 'work' / 'epoch_1.pth')
-    message = failing(monkeypatch, capsys, 'dev/publish_checkpoint', *args)
+    message = failing(monkeypatch, capsys, 'publish_checkpoint', *args)
     assert 'configs/metafile.yml does not exist: run this in the root' in message
 
 

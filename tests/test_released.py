@@ -17,7 +17,7 @@ from test_tools import TOOLS
 from mmconvneur.apis.model_zoo import metrics_of, read_index, released
 from mmconvneur.utils.files import HOME
 from mmconvneur.weights import read_state_dict
-from model_index import golden_maps
+from publish_checkpoint import golden_maps
 from sample_data import make_dataset
 
 ENTRIES = {entry['Name']: entry for entry in read_index(HOME)}

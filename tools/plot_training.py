@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-METRICS = {'coco/bbox_mAP': 'box AP', 'coco/segm_mAP': 'mask AP', 'mIoU': 'mIoU'}
+from mmconvneur.evaluation.names import METRICS
 
 
 def read_log(work_dir: Path) -> list[dict]:
@@ -39,7 +39,7 @@ def main() -> None:
     left.plot(*zip(*losses, strict=True), color='0.5', label='training loss')
     left.set(xlabel='iteration', ylabel='training loss', ylim=(0, None))
     right = left.twinx()
-    for key, name in METRICS.items():
+    for key, (_, name, _) in METRICS.items():
         points = [(e['step'] * iterations_per_step, e[key]) for e in log if key in e]
         if points:
             right.plot(*zip(*points, strict=True), marker='o', label=f'validation {name}')

@@ -16,7 +16,7 @@ What OpenMMLab's functions take first, a config and its weights, is ``paths``::
 
 ``tools/demo.py`` does it on the command line. The models are listed by ``model-index.yml`` in
 OpenMMLab's format, where ``Weights`` is a path in this repository or a URL and ``SHA256`` of
-``Metadata`` the hash of that file. ``tools/dev/publish_checkpoint.py`` adds to them.
+``Metadata`` the hash of that file. ``tools/publish_checkpoint.py`` adds to them.
 """
 
 from __future__ import annotations

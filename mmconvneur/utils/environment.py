@@ -10,6 +10,7 @@ Nothing but the standard library is imported with this module: ``setup.py`` and 
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
 import warnings
@@ -169,6 +170,12 @@ def cure(names: Iterable[str], owners: dict[str, list[Distribution]], flags: str
         f'python -m pip install --no-build-isolation {flags}{wanted}' * bool(wanted),
     ]
     return ' && '.join(filter(None, steps))
+
+
+def cpu_name() -> str:
+    info = Path('/proc/cpuinfo')
+    named = re.search(r'model name\s*: (.*)', info.read_text()) if info.is_file() else None
+    return named[1] if named else platform.processor() or platform.machine()
 
 
 def _notes(owners: dict[str, list[Distribution]]) -> Iterable[str]:

@@ -15,6 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmconvneur.utils.files import write_atomically
+from tables import markdown
 
 from .backbones import build
 from .cases import Case, Contestant, make_step, run_case
@@ -83,12 +84,6 @@ def costs(backbones: dict[str, dict], size: tuple[int, int], batch_size: int) ->
     return found
 
 
-def table(header: list[str], lines: list[list[str]]) -> str:
-    """Markdown."""
-    cells = [header, ['---'] * len(header), *lines]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in cells)
-
-
 def accuracy_table(results: list[dict]) -> str:
     rates = sorted({r['rate'] for r in results})
     first, *others = dict.fromkeys(r['seed'] for r in results)
@@ -105,7 +100,7 @@ def accuracy_table(results: list[dict]) -> str:
         )
     header = [f'seed {first}, rate {rate:g}' for rate in rates] + ['best rate']
     header += [f'seed {seed}' for seed in others] + ['mean ± deviation', 'median', 'CPU min']
-    return table(['global branch', *header], lines)
+    return markdown(['global branch', *header], lines)
 
 
 def cost_table(found: dict[str, dict], size: tuple[int, int]) -> str:
@@ -123,7 +118,7 @@ def cost_table(found: dict[str, dict], size: tuple[int, int]) -> str:
         'ms per step',
         'MiB per step',
     ]
-    return table(['global branch', *header], lines)
+    return markdown(['global branch', *header], lines)
 
 
 def plot_costs(results: list[dict], found: dict[str, dict], path: Path) -> None:

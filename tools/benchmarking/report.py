@@ -8,7 +8,6 @@ import io
 import json
 import os
 import platform
-import re
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from itertools import cycle, groupby
@@ -22,7 +21,7 @@ from rich.table import Table
 
 import mmconvneur.models
 from mmconvneur.errors import UsageError
-from mmconvneur.utils.environment import PROVIDERS
+from mmconvneur.utils.environment import PROVIDERS, cpu_name
 from mmconvneur.utils.files import write_atomically
 
 from .cases import Case
@@ -38,10 +37,8 @@ OTHER_PACKAGES = ('mmconvneur', 'transformers', 'mmpretrain', 'onedl-mmpretrain'
 
 def environment(device: torch.device) -> dict:
     """Hardware and versions that the times depend on."""
-    cpuinfo = Path('/proc/cpuinfo')
-    models = re.findall(r'model name\s*: (.*)', cpuinfo.read_text() if cpuinfo.exists() else '')
     facts = dict(
-        cpu=models[0] if models else platform.machine(),
+        cpu=cpu_name(),
         cpu_capability=torch.backends.cpu.get_cpu_capability(),
         cores=os.cpu_count(),
         threads=torch.get_num_threads(),

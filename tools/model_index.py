@@ -4,47 +4,62 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import yaml
-from torch import Tensor, nn
 
 from mmconvneur.apis.model_zoo import metrics_of, read_index, task_of
+from mmconvneur.evaluation.names import METRICS
 from mmconvneur.utils.files import write_atomically
 from mmconvneur.weights.reading import SCHEMES
+from tables import markdown
 
 METAFILE, README = 'configs/metafile.yml', 'README.md'
 TABLE_BEGIN, TABLE_END = '<!-- models: begin -->\n', '<!-- models: end -->\n'
 
 
-@torch.no_grad()
-def golden_maps(backbone: nn.Module) -> list[Tensor]:
-    """The maps of a fixed image: the same weights give the same ones on every machine."""
-    image = torch.linspace(0, 99, 3 * 64 * 96).sin().reshape(1, 3, 64, 96)
-    return [feature.clone() for feature in backbone.eval()(image)]
+def index_entry(record: dict, data: str, weights: str, size: int) -> dict:
+    """What the index says of a release, in OpenMMLab's format."""
+    used = record['hardware']
+    cpu, gpus = f'{used["cpu_cores"]} CPU cores ({used["cpu"]})', used['gpus']
+    results = [
+        dict(Task=task, Dataset=data, Metrics={name: round(factor * record['metrics'][key], 4)})
+        for key, (task, name, factor) in METRICS.items()
+        if key in record['metrics']
+    ]
+    return {
+        'Name': record['name'],
+        'In Collection': 'ConvNeur',
+        'Config': record['config'],
+        'Metadata': {
+            'Training Data': data,
+            **record['length'],
+            'Training Resources': f'{len(gpus)}x {gpus[0]}' if gpus else cpu,
+            'Parameters': record['parameters'],
+            'File Size (MB)': round(size / 1e6, 1),
+            'SHA256': record['sha256'],
+        },
+        'Results': results,
+        'Weights': weights,
+    }
 
 
 def table(entries: list[dict]) -> str:
     """The entries as Markdown, with links as in the index: relative to the repository."""
     if not entries:
         return 'No model is released yet.\n'
+    header = ('name', 'task', 'parameters', 'metric', 'config', 'checkpoint', 'size')
     rows = [
-        ('name', 'task', 'parameters', 'metric', 'config', 'checkpoint', 'size'),
-        ('---',) * 7,
-    ]
-    for entry in entries:
-        metadata, metrics = entry['Metadata'], metrics_of(entry)
-        rows.append(
-            (
-                f'`{entry["Name"]}`',
-                task_of(entry),
-                f'{metadata["Parameters"] / 1e6:.2f} M',
-                ', '.join(f'{name} {value:.1f}' for name, value in metrics.items()),
-                f'[config]({entry["Config"]})',
-                f'[checkpoint]({entry["Weights"]})',
-                f'{metadata["File Size (MB)"]} MB',
-            )
+        (
+            f'`{entry["Name"]}`',
+            task_of(entry),
+            f'{entry["Metadata"]["Parameters"] / 1e6:.2f} M',
+            ', '.join(f'{name} {value:.1f}' for name, value in metrics_of(entry).items()),
+            f'[config]({entry["Config"]})',
+            f'[checkpoint]({entry["Weights"]})',
+            f'{entry["Metadata"]["File Size (MB)"]} MB',
         )
-    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
+        for entry in entries
+    ]
+    return markdown(header, rows) + '\n'
 
 
 def with_table(readme: str, entries: list[dict]) -> str:

@@ -1,11 +1,11 @@
-"""Releases a trained model: python tools/dev/publish_checkpoint.py CONFIG work_dirs/NAME/CHECKPOINT
+"""Releases a trained model: python tools/publish_checkpoint.py CONFIG work_dirs/NAME/CHECKPOINT
 
 Writes into checkpoints/, under the name NAME-<first 8 digits of the sha256 of the weights>:
 
     .pth       the weights (those of the moving average, where there is one) in float16
     .py        the flat config of the training: tools/train.py repeats it
     .log.json  its log, one JSON object per line
-    .npz       the backbone's maps of a fixed image (model_index.golden_maps)
+    .npz       the backbone's maps of a fixed image (golden_maps)
     .json      seed, command, versions, hardware, and the metrics of the stored weights
 
 and brings configs/metafile.yml and the table in README.md up to date. A release of the same name is
@@ -33,26 +33,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
 
 import mmconvneur
 from mmconvneur.apis.model_zoo import sha256
 from mmconvneur.engine.hooks import ProgressBarHook
 from mmconvneur.errors import UsageError
+from mmconvneur.evaluation.names import METRICS
 from mmconvneur.utils.arguments import add_trust, one_line_errors
 from mmconvneur.utils.configs import check_data, datasets, find_config, load_config
 from mmconvneur.utils.files import write_atomically
 from mmconvneur.utils.runner import build_runner
 from mmconvneur.weights.reading import locate, read_checkpoint
 from mmconvneur.weights.report import compare
-from model_index import METAFILE, golden_maps, release
+from model_index import METAFILE, index_entry, release
 
 DATASETS = {'coco': 'COCO', 'ADEChallengeData2016': 'ADE20K', 'sample': 'Sample data'}
-METRICS = {  # what the evaluators return: task, name of the metric, factor to percent
-    'coco/bbox_mAP': ('Object Detection', 'box AP', 100),
-    'coco/segm_mAP': ('Instance Segmentation', 'mask AP', 100),
-    'mIoU': ('Semantic Segmentation', 'mIoU', 1),
-}
 
 
 @one_line_errors
@@ -64,8 +60,11 @@ def main() -> None:
     add_trust(parser)
     parser.set_defaults(cfg_options={}, launcher='none', local_rank=0)
     args = parser.parse_args()
-    cfg = load_config(args)
-    config = path_of_config(args.config)
+    if not Path(METAFILE).is_file():
+        raise UsageError(f'{METAFILE} does not exist: run this in the root of the repository')
+    cfg, config = load_config(args), find_config(args.config).resolve()
+    if Path('configs').resolve() not in config.parents:
+        raise UsageError(f'{args.config} is not of this repository: put it into configs/')
     name = args.name or config.stem
     if not re.fullmatch(r'[\w-]+', name):
         raise UsageError(f'--name {name}: use letters, digits, _ and - alone')
@@ -74,7 +73,12 @@ def main() -> None:
     training = read_training(checkpoint, args.trust_checkpoint)
     log, processes = read_log(checkpoint.parent)
     meta, flat = training['meta'], flat_config(training['meta'])
-    check_same(cfg, flat)
+    for key in ('model', 'test_dataloader', 'test_evaluator'):
+        if cfg.get(key) != flat.get(key):
+            raise UsageError(
+                f'{key} of the config is not that of the training of the checkpoint: '
+                'give the config it was trained with'
+            )
 
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / 'weights.pth'
@@ -82,12 +86,15 @@ def main() -> None:
         metrics, model = evaluate(cfg, weights, args)
         digest, content = sha256(weights), weights.read_bytes()
     stem = f'checkpoints/{name}-{digest[:8]}'
+    launch, launcher = 'python', ''
+    if processes > 1:
+        launch, launcher = f'torchrun --nproc_per_node {processes}', ' --launcher pytorch'
     by_epoch = 'max_epochs' in flat.train_cfg
     record = dict(
         name=name,
-        config=str(config),
+        config=str(config.relative_to(Path.cwd())),
         sha256=digest,
-        command=training_command(f'{stem}.py', processes),
+        command=f'{launch} tools/train.py {stem}.py{launcher}',
         seed=meta['seed'],
         length={'Epochs': meta['epoch']} if by_epoch else {'Iterations': meta['iter']},
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -97,25 +104,17 @@ def main() -> None:
     )
     files = {
         '.pth': content,
-        '.py': flat.pretty_text.encode(),
+        '.py': flat.pretty_text,
         '.log.json': log,
         '.npz': golden(model.backbone),
-        '.json': json.dumps(record, indent=1).encode(),
+        '.json': json.dumps(record, indent=1),
     }
     for suffix, data in files.items():
         write_atomically(stem + suffix, data)
-    release(Path.cwd(), index_entry(record, cfg, f'{stem}.pth', len(content)))
+    data = Path(next(datasets(cfg.test_dataloader)).data_root).name
+    entry = index_entry(record, DATASETS.get(data, data), f'{stem}.pth', len(content))
+    release(Path.cwd(), entry)
     print(f'{stem}.pth: {len(content) / 1e6:.1f} MB, {metrics}')
-
-
-def path_of_config(name: str) -> Path:
-    """A config's path in the repository, which has to be the working directory."""
-    if not Path(METAFILE).is_file():
-        raise UsageError(f'{METAFILE} does not exist: run this in the root of the repository')
-    path, folder = find_config(name).resolve(), Path('configs')
-    if folder.resolve() not in path.parents:
-        raise UsageError(f'{name} is not of this repository: put it into {folder}/')
-    return folder / path.relative_to(folder.resolve())
 
 
 # ----------------------------------------------------------------------------------- what is given
@@ -159,19 +158,8 @@ def slim(training: dict) -> dict:
     named = dict(classes=[str(name) for name in given['classes']])
     if given.get('palette') is not None:
         named['palette'] = [[int(value) for value in colour] for colour in given['palette']]
-    return dict(
-        meta=dict(dataset_meta=named, mmconvneur_version=mmconvneur.__version__), state_dict=state
-    )
-
-
-def check_same(cfg: Config, training: Config) -> None:
-    """Raise ``UsageError`` where the config is not the one of the training."""
-    for key in ('model', 'test_dataloader', 'test_evaluator'):
-        if cfg.get(key) != training.get(key):
-            raise UsageError(
-                f'{key} of the config is not that of the training of the checkpoint: '
-                'give the config it was trained with'
-            )
+    meta = dict(dataset_meta=named, mmconvneur_version=mmconvneur.__version__)
+    return dict(meta=meta, state_dict=state)
 
 
 def flat_config(meta: dict) -> Config:
@@ -202,67 +190,36 @@ def evaluate(cfg: Config, weights: Path, args: argparse.Namespace) -> tuple[dict
     return metrics, runner.model
 
 
+@torch.no_grad()
+def golden_maps(backbone: nn.Module) -> list[Tensor]:
+    """The maps of a fixed image: the same weights give the same ones on every machine."""
+    image = torch.linspace(0, 99, 3 * 64 * 96).sin().reshape(1, 3, 64, 96)
+    return [feature.clone() for feature in backbone.eval()(image)]
+
+
 def golden(backbone: nn.Module) -> bytes:
     """The golden maps as a file: map_0, map_1 ... in float32."""
-    buffer = io.BytesIO()
+    file = io.BytesIO()
     maps = golden_maps(backbone.cpu())
-    np.savez_compressed(buffer, **{f'map_{i}': feature.numpy() for i, feature in enumerate(maps)})
-    return buffer.getvalue()
-
-
-def training_command(flat_config: str, processes: int) -> str:
-    launch = 'python' if processes == 1 else f'torchrun --nproc_per_node {processes}'
-    launcher = '' if processes == 1 else ' --launcher pytorch'
-    return f'{launch} tools/train.py {flat_config}{launcher}'
+    np.savez_compressed(file, **{f'map_{i}': map_.numpy() for i, map_ in enumerate(maps)})
+    return file.getvalue()
 
 
 def software() -> dict[str, str]:
     owners = environment.installed(sys.path)
     versions = {name: ' and '.join(map(environment.label, o)) for name, o in owners.items() if o}
-    versions |= dict(torch=torch.__version__)  # with the build
+    versions['torch'] = torch.__version__  # with the build
     return dict(python=platform.python_version(), mmconvneur=mmconvneur.__version__, **versions)
 
 
 def hardware(processes: int) -> dict:
-    info = Path('/proc/cpuinfo')
-    named = re.search(r'model name\s*: (.*)', info.read_text()) if info.is_file() else None
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return dict(
-        cpu=named[1] if named else platform.processor() or platform.machine(),
+        cpu=environment.cpu_name(),
         cpu_cores=os.cpu_count(),
         gpus=gpus[:processes],
         processes=processes,
     )
-
-
-def index_entry(record: dict, cfg: Config, weights: str, size: int) -> dict:
-    """What the index says of a release, in OpenMMLab's format."""
-    root = Path(next(datasets(cfg.test_dataloader)).data_root).name
-    data, used = DATASETS.get(root, root), record['hardware']
-    cpu, gpus = f'{used["cpu_cores"]} CPU cores ({used["cpu"]})', used['gpus']
-    return {
-        'Name': record['name'],
-        'In Collection': 'ConvNeur',
-        'Config': record['config'],
-        'Metadata': {
-            'Training Data': data,
-            **record['length'],
-            'Training Resources': f'{len(gpus)}x {gpus[0]}' if gpus else cpu,
-            'Parameters': record['parameters'],
-            'File Size (MB)': round(size / 1e6, 1),
-            'SHA256': record['sha256'],
-        },
-        'Results': [
-            {
-                'Task': task,
-                'Dataset': data,
-                'Metrics': {metric: round(factor * record['metrics'][key], 4)},
-            }
-            for key, (task, metric, factor) in METRICS.items()
-            if key in record['metrics']
-        ],
-        'Weights': weights,
-    }
 
 
 if __name__ == '__main__':

@@ -1,0 +1,7 @@
+"""What the evaluators' metrics are called in tables and plots."""
+
+METRICS = {  # what an evaluator returns: task, name of the metric, factor to percent
+    'coco/bbox_mAP': ('Object Detection', 'box AP', 100),
+    'coco/segm_mAP': ('Instance Segmentation', 'mask AP', 100),
+    'mIoU': ('Semantic Segmentation', 'mIoU', 1),
+}
