@@ -22,8 +22,6 @@ from steps import (
     wake_memory,
 )
 
-from mmconvneur.models.backbones import ConvNeur, GLNet, convneur, glnet
-
 SHIPPED = sorted(path.stem for path in CONFIGS.glob('*.py'))
 RESNETS = ['mask_rcnn_spatial_bias_r50_coco', 'upernet_spatial_bias_r50_ade20k']
 BASELINES = ['mask_rcnn_r18_sample', *RESNETS]  # another backbone, to compare with
@@ -44,7 +42,6 @@ GLNETS = [
     for name, data in (('mask_rcnn_glnet', 'coco'), ('upernet_glnet', 'ade20k'))
     for size in ('stl', '4g')
 ]
-RESOLVE = {ConvNeur: convneur.resolve_arch, GLNet: glnet.resolve_arch}
 FAMILIES = {  # one config of each model family
     'mask_rcnn_convneur_m1_coco': 'mmdet',
     'cascade_mask_rcnn_convneur_m2_coco': 'mmdet',
@@ -92,7 +89,7 @@ def test_builds_with_the_widths_of_its_arch(name):
     cfg = load(name)
     model = build_empty(cfg)
     arch = cfg.model.backbone.arch
-    widths = RESOLVE[type(model.backbone)](arch)['channels']
+    widths = model.backbone.resolve_arch(arch)['channels']
     channels = [widths[i] for i in model.backbone.out_indices]
     assert [getattr(model.backbone, f'norm{i}').weight.numel() for i in range(len(channels))] == (
         channels

@@ -6,6 +6,7 @@ import argparse
 import functools
 import pickle
 import sys
+import traceback
 from collections.abc import Callable
 
 from mmengine.config import DictAction
@@ -36,10 +37,8 @@ def usage_message(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, UsageError):
             message = str(error)
-        elif isinstance(error, KeyError) and ' registry. ' in str(error):
-            message = f'{error.args[0].split(". ")[0]}: check the spelling of this type'
-        elif isinstance(error, TypeError) and 'unexpected keyword argument' in str(error):
-            message = f'{error}: check the spelling of this option'
+        elif isinstance(error, (KeyError, TypeError)) and raised_by_registry(error):
+            message = f'{error.args[0]}: check the spelling of this type or option in the config'
         elif isinstance(error, pickle.UnpicklingError) and message is None:
             message = (
                 'a checkpoint holds more than tensors, and reading that can run any code: '
@@ -49,6 +48,12 @@ def usage_message(error: BaseException | None) -> str | None:
             message = f'{error.filename}: {error.strerror}'
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return message
+
+
+def raised_by_registry(error: BaseException) -> bool:
+    """Whether MMEngine knew no such type, or could not call it with such options."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return frame.f_globals['__name__'].startswith('mmengine.registry')
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:

@@ -15,8 +15,7 @@ from mmengine.registry import DATASETS, METRICS, MODELS, Registry
 from mmengine.runner import Runner
 
 from ..errors import UsageError
-from ..models.backbones import convneur, glnet
-from ..models.backbones.base import resolve_out_indices
+from ..models.backbones.base import StagedBackbone, resolve_out_indices
 from .files import HOME
 
 SHIPPED = HOME / 'configs'
@@ -61,13 +60,13 @@ def check_widths(cfg: Config) -> None:
     """Raise ``UsageError`` unless the neck, or else the head, takes what our backbone gives."""
     model = cfg.get('model', {})
     backbone = model.get('backbone', {})
-    for name, network, default in (('ConvNeur', convneur, 't'), ('GLNet', glnet, 'stl')):
-        if name in str(backbone.get('type')):
-            arch = network.resolve_arch(backbone.get('arch', default))
-            break
-    else:
+    network = MODELS.get(str(backbone.get('type')))
+    if not inspect.isclass(network) or not issubclass(network, StagedBackbone):
         return
-    stages = resolve_out_indices(backbone.get('out_indices', (0, 1, 2, 3)), len(arch['channels']))
+    options = {name: p.default for name, p in inspect.signature(network).parameters.items()}
+    options |= backbone
+    arch = network.resolve_arch(options['arch'])
+    stages = resolve_out_indices(options['out_indices'], len(arch['channels']))
     channels = [arch['channels'][i] for i in stages]
     for name in ('neck', 'decode_head'):
         wanted = (model.get(name) or {}).get('in_channels')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -38,6 +38,8 @@ class StagedBackbone(BaseModule):
     """
 
     reports_loading = True  # see LoadReportHook
+    archs: Mapping[str, dict]  # sizes by name: channels and depths of the stages, and more
+    arch_defaults: Mapping[str, object]  # of what an arch may leave out
 
     def __init__(
         self,
@@ -54,6 +56,25 @@ class StagedBackbone(BaseModule):
         check_frozen_stages(frozen_stages, num_stages)
         self.frozen_stages = frozen_stages
         self.downsample_layers, self.stages = ModuleList(), ModuleList()
+
+    @classmethod
+    def resolve_arch(cls, arch: str | dict) -> dict:
+        """The sizes of an arch given by its name or as a dict, every entry filled in."""
+        if isinstance(arch, str):
+            check_choice('arch', arch, cls.archs)
+            arch = cls.archs[arch]
+        unknown = set(arch) - {'channels', 'depths', *cls.arch_defaults}
+        if unknown or not {'channels', 'depths'} <= set(arch):
+            raise UsageError(
+                f'arch has the keys {", ".join(arch)}: it takes channels and depths, '
+                f'and optionally {", ".join(cls.arch_defaults)}'
+            )
+        if len(arch['channels']) != len(arch['depths']):
+            raise UsageError(
+                f'arch has {len(arch["channels"])} channels and {len(arch["depths"])} depths: '
+                'give one of each per stage'
+            )
+        return cls.arch_defaults | dict(arch)
 
     @property
     def built_stages(self) -> range:
@@ -135,25 +156,6 @@ class StagedBackbone(BaseModule):
                 f'{name} needs images of at least {MIN_SIZE} x {MIN_SIZE} pixels and got '
                 f'{x.size(2)} x {x.size(3)}: resize or pad them'
             )
-
-
-def resolve_arch(arch: str | dict, archs: dict[str, dict], defaults: dict) -> dict:
-    """The sizes of an arch given by its name in ``archs`` or as a dict, every entry filled in."""
-    if isinstance(arch, str):
-        check_choice('arch', arch, archs)
-        arch = archs[arch]
-    unknown = set(arch) - {'channels', 'depths', *defaults}
-    if unknown or not {'channels', 'depths'} <= set(arch):
-        raise UsageError(
-            f'arch has the keys {", ".join(arch)}: it takes channels and depths, '
-            f'and optionally {", ".join(defaults)}'
-        )
-    if len(arch['channels']) != len(arch['depths']):
-        raise UsageError(
-            f'arch has {len(arch["channels"])} channels and {len(arch["depths"])} depths: '
-            'give one of each per stage'
-        )
-    return defaults | dict(arch)
 
 
 def resolve_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:

@@ -16,7 +16,6 @@ from ...errors import UsageError, check_choice
 from ..layers.block import FUSIONS, ConvNeurBlock, LocalBlock
 from ..layers.local_branch import LayerNorm2d, LocalBranch
 from ..mixers.build import build_mixer
-from . import base
 from .base import StagedBackbone, drop_path_rates, per_stage
 
 # m1-m4: fitted to the parameters and FLOPs that the paper reports (its widths and depths are not
@@ -66,6 +65,8 @@ class ConvNeur(StagedBackbone):
             channels or an image under 32 pixels.
     """
 
+    archs, arch_defaults = ARCHS, ARCH_DEFAULTS
+
     def __init__(
         self,
         arch: str | dict = 't',
@@ -80,7 +81,7 @@ class ConvNeur(StagedBackbone):
         fusion: str = 'gate',
         init_cfg: dict | Sequence[dict] | None = INIT_CFG,
     ) -> None:
-        arch = resolve_arch(arch)
+        arch = self.resolve_arch(arch)
         channels, depths = arch['channels'], arch['depths']
         super().__init__(len(depths), in_channels, out_indices, frozen_stages, init_cfg)
         check_choice('fusion', fusion, FUSIONS)
@@ -112,11 +113,6 @@ class ConvNeur(StagedBackbone):
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
         self._freeze_stages()
-
-
-def resolve_arch(arch: str | dict) -> dict:
-    """The sizes of a named or given arch, every entry filled in."""
-    return base.resolve_arch(arch, ARCHS, ARCH_DEFAULTS)
 
 
 def resolve_placement(placement: str | Sequence[int], depths: Sequence[int]) -> set:

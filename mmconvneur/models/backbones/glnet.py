@@ -16,7 +16,6 @@ from torch import nn
 
 from ...errors import UsageError, check_choice
 from ..layers.local_branch import LayerNorm2d
-from . import base
 from .base import StagedBackbone, drop_path_rates, per_stage
 from .glnet_block import MIXINGS, GLNetBlock
 
@@ -80,6 +79,8 @@ class GLNet(StagedBackbone):
             channels or an image under 32 pixels.
     """
 
+    archs, arch_defaults = ARCHS, ARCH_DEFAULTS
+
     def __init__(
         self,
         arch: str | dict = 'stl',
@@ -91,7 +92,7 @@ class GLNet(StagedBackbone):
         norm_cfg: dict = dict(type='BN'),  # noqa: B006
         init_cfg: dict | Sequence[dict] | None = None,
     ) -> None:
-        arch = resolve_arch(arch)
+        arch = self.resolve_arch(arch)
         channels, depths = arch['channels'], arch['depths']
         super().__init__(len(depths), in_channels, out_indices, frozen_stages, init_cfg)
         with_cp = per_stage('with_cp', with_cp, len(depths))
@@ -120,6 +121,31 @@ class GLNet(StagedBackbone):
             self.add_module(f'norm{i}', norm)
         self._freeze_stages()
 
+    @classmethod
+    def resolve_arch(cls, arch: str | dict) -> dict:
+        """The sizes of a named or given arch, every entry filled in and possible."""
+        arch = super().resolve_arch(arch)
+        mixers, depths = len(arch['mixers']), len(arch['depths'])
+        if mixers != depths:
+            raise UsageError(
+                f'arch has mixers for {mixers} stages and {depths} depths: '
+                'give the kinds of blocks of every stage'
+            )
+        for kinds in arch['mixers']:
+            if not isinstance(kinds, (list, tuple)) or not kinds:
+                raise UsageError(
+                    f"the kinds {kinds!r} of a stage in arch's mixers: give a sequence, ('glmix',)"
+                )
+            for kind in kinds:
+                check_choice('mixer', kind, MIXINGS)
+        for dim in arch['channels']:
+            if dim % arch['head_dim']:
+                raise UsageError(
+                    f'head_dim={arch["head_dim"]} must divide the channels {dim}: '
+                    'set head_dim or channels of arch accordingly'
+                )
+        return arch
+
 
 def disjoint_patches(stage: int, in_channels: int, dim: int, norm_cfg: dict) -> nn.Sequential:
     """Stem (stage 0) or downsampling without overlap: 4x4 and norm, or norm and 2x2."""
@@ -146,27 +172,3 @@ def overlapping_patches(stage: int, in_channels: int, dim: int, norm_cfg: dict) 
 
 def batch_norm(norm_cfg: dict, dim: int) -> nn.Module:
     return build_norm_layer(norm_cfg, dim)[1]
-
-
-def resolve_arch(arch: str | dict) -> dict:
-    """The sizes of a named or given arch, every entry filled in and possible."""
-    arch = base.resolve_arch(arch, ARCHS, ARCH_DEFAULTS)
-    if len(arch['mixers']) != len(arch['depths']):
-        raise UsageError(
-            f'arch has mixers for {len(arch["mixers"])} stages and {len(arch["depths"])} depths: '
-            'give the kinds of blocks of every stage'
-        )
-    for kinds in arch['mixers']:
-        if not isinstance(kinds, (list, tuple)) or not kinds:
-            raise UsageError(
-                f"the kinds {kinds!r} of a stage in arch's mixers: give a sequence, ('glmix',)"
-            )
-        for kind in kinds:
-            check_choice('mixer', kind, MIXINGS)
-    for dim in arch['channels']:
-        if dim % arch['head_dim']:
-            raise UsageError(
-                f'head_dim={arch["head_dim"]} must divide the channels {dim}: '
-                'set head_dim or channels of arch accordingly'
-            )
-    return arch
