@@ -98,10 +98,13 @@ def scalars(work_dir: Path, key: str) -> list[dict]:
 # ------------------------------------------------------------------------------ train, test, browse
 @pytest.mark.slow
 def test_detection_from_training_to_pictures(sample_dir, tmp_path):
-    run(
+    printed = run(
         *(sample_dir, 'train', DETECTION, '--work-dir', tmp_path, '--tensorboard', '--cfg-options'),
         *('train_cfg.max_epochs=1', 'model.test_cfg.rcnn.score_thr=0.0'),
     )
+    (log,) = tmp_path.glob('*/*.log')
+    for noise in ('paramwise_options', 'will be deprecated'):
+        assert noise in log.read_text() and noise not in printed
     assert list(tmp_path.glob('*/vis_data/events.out.tfevents.*'))
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint.name == 'epoch_1.pth'

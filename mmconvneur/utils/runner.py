@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -15,6 +17,9 @@ from mmengine.runner import Runner
 
 from ..errors import UsageError
 from ..weights.reading import load_safely
+
+# A line for each parameter with options of its own, and what upstream means to change some day.
+FOR_THE_FILE = re.compile(r'paramwise_options -- |will be deprecated in future')
 
 
 def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
@@ -39,9 +44,24 @@ def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Ru
         )
     load_safely(args.trust_checkpoint)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    quieten(runner.logger)
     for hook in hooks:
         runner.register_hook(hook)
     return runner
+
+
+def quieten(logger: logging.Logger) -> None:
+    """Write the lines of ``FOR_THE_FILE`` to the log file alone, not to the terminal."""
+
+    def for_the_terminal(record: logging.LogRecord) -> bool:
+        if not FOR_THE_FILE.search(record.getMessage()):
+            return True
+        for handler in logger.handlers:
+            if isinstance(handler, logging.FileHandler):
+                handler.handle(record)
+        return False
+
+    logger.addFilter(for_the_terminal)
 
 
 @MODEL_WRAPPERS.register_module()
