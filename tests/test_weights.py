@@ -436,7 +436,7 @@ def test_a_damaged_file_is_named(suffix, source, tmp_path):
     torch.save(state, file) if suffix == '.pth' else save_file(state, file)
     content = file.read_bytes()
     file.write_bytes(content[:-1000])
-    with pytest.raises(UsageError, match=rf'{file} is (truncated|corrupt)'):
+    with pytest.raises(UsageError, match=rf'{file} is damaged or no checkpoint'):
         read_checkpoint(file)
     if suffix == '.pth':  # whole as an archive, spoilt inside
         middle = content.index(b'data.pkl') + 64

@@ -92,14 +92,36 @@ def fit_state_dict(
     other_branch = any(part in name for name in astray for part in NOT_IN_CONVNEXT)
     if other_branch or not report.enough:
         raise UsageError(_too_little(backbone, inside, supplied, report))
+    source = f'{type(backbone).__name__} from {supplied.layout}'
+    rewrite(state_dict, prefix, own, tensors, report, source)
+    return report
+
+
+def rewrite(
+    state_dict: MutableMapping[str, Tensor],
+    prefix: str,
+    own: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    report: LoadReport,
+    source: str,
+) -> None:
+    """Put what a report says into ``state_dict`` in the place of all that starts with ``prefix``.
+
+    Args:
+        state_dict: What is going to be loaded.
+        prefix: Of the model in it.
+        own: The state of the model, which what is new keeps.
+        tensors: What the source supplies under the model's names.
+        report: Of the two.
+        source: Said with the report in the log.
+    """
     level = logging.INFO if report.complete else logging.WARNING
-    print_log(f'{type(backbone).__name__} from {supplied.layout}: {report}', 'current', level)
-    for key in given:
+    print_log(f'{source}: {report}', 'current', level)
+    for key in [key for key in state_dict if key.startswith(prefix)]:
         del state_dict[key]
     kept = {name: own[name] for name in report.new}
     kept |= {name: value for name, value in tensors.items() if name not in report.unused}
     state_dict.update({prefix + name: value for name, value in kept.items()})
-    return report
 
 
 def _started(backbone: nn.Module, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:

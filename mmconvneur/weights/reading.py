@@ -61,7 +61,7 @@ def locate(source: str | Path) -> Path:
     """The file of a path, a URL, ``torchvision://NAME`` or ``open-mmlab://NAME``.
 
     Raises:
-        UsageError: If there is none, or it is truncated.
+        UsageError: If there is none, or it is damaged.
     """
     source = resolve(str(source))
     path = fetch(source) if source.startswith(SCHEMES) else Path(source).expanduser()
@@ -71,8 +71,12 @@ def locate(source: str | Path) -> Path:
             f'checkpoint {path} {problem}: give the path of a .pth or {SAFETENSORS} file'
         )
     if path.suffix != SAFETENSORS and not is_checkpoint(path):
-        raise UsageError(f'checkpoint {path} is truncated or no checkpoint: get or write it again')
+        raise damaged(path)
     return path
+
+
+def damaged(path: Path) -> UsageError:
+    return UsageError(f'checkpoint {path} is damaged or no checkpoint: get or write it again')
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -111,9 +115,7 @@ def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
             'reading that can run any code: if you trust its source, add --trust-checkpoint'
         ) from error
     except Exception as error:  # spoilt bytes can raise anything
-        raise UsageError(
-            f'checkpoint {path} is corrupt or no checkpoint: get or write it again'
-        ) from error
+        raise damaged(path) from error
     if not isinstance(checkpoint, Mapping):
         raise UsageError(
             f'checkpoint {path} holds a {type(checkpoint).__name__}: give a file of a state dict'
@@ -132,9 +134,7 @@ def _read_safetensors(path: Path) -> dict:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise UsageError(
-            f'checkpoint {path} is corrupt or no checkpoint: get or write it again'
-        ) from error
+        raise damaged(path) from error
 
 
 def _method_of_history(owner: type, name: str) -> object:

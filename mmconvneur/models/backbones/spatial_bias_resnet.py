@@ -5,19 +5,17 @@ Source: "Spatial Bias for Attention-free Non-local Neural Networks" (arXiv 2302.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
-from mmengine.logging import print_log
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import UsageError
-from ...weights.loading import load_pretrained, split_init_cfg
+from ...weights.loading import load_pretrained, rewrite, split_init_cfg
 from ...weights.report import LoadReport, compare
 from ..mixers.spatial_bias import NUM_BIASES, SpatialBiasMaps
 from .base import check_frozen_stages, resolve_out_indices
@@ -160,12 +158,9 @@ def fit_resnet(
     Raises:
         UsageError: If they hold no ResNet, or one that leaves something of the backbone out.
     """
-    given = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
-    inside = {k.removeprefix(prefix): v for k, v in given.items()}
-    start = find_resnet(inside)
-    tensors = widened(
-        backbone, {k.removeprefix(start): v for k, v in inside.items() if k.startswith(start)}
-    )
+    start = prefix + find_resnet(k.removeprefix(prefix) for k in state_dict if k.startswith(prefix))
+    inside = {k.removeprefix(start): v for k, v in state_dict.items() if k.startswith(start)}
+    tensors = widened(backbone, inside)
     own = backbone.state_dict()
     plain = not any('.spatial_bias.' in name for name in tensors)
     new = [
@@ -182,23 +177,18 @@ def fit_resnet(
             f'the checkpoint does not fit SpatialBiasResNet of depth {backbone.depth}: {report}; '
             'choose depth, deep_stem and base_channels that belong to the checkpoint'
         )
-    level = logging.INFO if report.complete else logging.WARNING
-    print_log(f'SpatialBiasResNet: {report}', 'current', level)
-    for key in given:
-        del state_dict[key]
-    kept = {name: own[name] for name in report.new}
-    kept |= {name: value for name, value in tensors.items() if name not in unused}
-    state_dict.update({prefix + name: value for name, value in kept.items()})
+    rewrite(state_dict, prefix, own, tensors, report, 'SpatialBiasResNet')
     return report
 
 
-def find_resnet(state: Mapping[str, Tensor]) -> str:
+def find_resnet(keys: Iterable[str]) -> str:
     """What the keys of the ResNet in a state dict start with: '', 'backbone.', 'module.', ..."""
-    starts = [key.removesuffix(FIRST_KEY) for key in state if f'.{key}'.endswith(f'.{FIRST_KEY}')]
+    keys = list(keys)
+    starts = [key.removesuffix(FIRST_KEY) for key in keys if f'.{key}'.endswith(f'.{FIRST_KEY}')]
     if not starts:
         raise UsageError(
             f'the checkpoint holds no ResNet with bottlenecks: no key ends with {FIRST_KEY}, '
-            f'its keys are like {next(iter(state), None)}'
+            f'its keys are like {keys[:1]}'
         )
     if len(starts) > 1:
         found = ', '.join(map(repr, starts))
