@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from mmengine.config import Config
 from pycocotools.coco import COCO
 from scipy.stats import chi2_contingency, chisquare
 
@@ -17,7 +18,6 @@ from mmconvneur.utils.configs import SAMPLE_TASKS
 from sample_data import (
     CUE_CLASSES,
     LEGEND_CLASSES,
-    PALETTE,
     STUFF_CLASSES,
     TASKS,
     THING_CLASSES,
@@ -28,7 +28,9 @@ from sample_data import (
     photographs,
 )
 
-TOOL = Path(__file__).parents[1] / 'tools' / 'make_sample_data.py'
+ROOT = Path(__file__).parents[1]
+TOOL = ROOT / 'tools' / 'make_sample_data.py'
+DATASETS = ROOT / 'configs' / '_base_' / 'datasets'
 SPLITS = ('train', 'val')
 SMALL = dict(num_train=3, num_val=2, size=67)
 
@@ -62,8 +64,18 @@ def records(root, task):
             yield split, coco, record, found
 
 
-def test_constants_agree():
-    assert len(PALETTE) == len(set(PALETTE)) == len(THING_CLASSES + STUFF_CLASSES) == 8
+def test_configs_have_the_classes_of_the_tasks():
+    classes = {
+        'sample_instance': THING_CLASSES,
+        'sample_semantic': (*THING_CLASSES, *STUFF_CLASSES),
+        'cue': ('background', *CUE_CLASSES),
+        'legend': ('background', *LEGEND_CLASSES),
+    }
+    for name, expected in classes.items():
+        cfg = Config.fromfile(DATASETS / f'{name}.py')
+        metainfo = cfg.train_dataloader.dataset.metainfo
+        assert metainfo.classes == expected
+        assert len({tuple(colour) for colour in metainfo.palette}) == len(expected)
     assert [len(task.things) for task in TASKS.values()] == [5, 3, 3]
 
 

@@ -5,14 +5,13 @@ In `cue` and `legend` the class of a thing can only be known from a far corner o
 """
 
 from .corners import CUE_CLASSES, LEGEND_CLASSES, far_from_corners, legend_plan
-from .scenes import PALETTE, STUFF_CLASSES, Scene
+from .scenes import STUFF_CLASSES, Scene
 from .things import THING_CLASSES
 from .writer import TASKS, make_dataset, make_scene
 
 __all__ = [
     'CUE_CLASSES',
     'LEGEND_CLASSES',
-    'PALETTE',
     'STUFF_CLASSES',
     'TASKS',
     'THING_CLASSES',

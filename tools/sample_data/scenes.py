@@ -14,16 +14,6 @@ from .photographs import COLOURED, GREY, GROUNDS, Source, crop, luminance
 from .things import THING_CLASSES, Cutout, compose, cut, owner_map, stands_out
 
 STUFF_CLASSES = GROUNDS
-PALETTE = (  # RGB, THING_CLASSES then STUFF_CLASSES
-    (255, 191, 0),
-    (220, 20, 60),
-    (0, 130, 200),
-    (145, 30, 180),
-    (0, 200, 200),
-    (170, 90, 60),
-    (60, 160, 60),
-    (128, 128, 128),
-)
 GROUND_TINTS = {'brick': (1.2, 0.93, 0.82), 'grass': (0.98, 1.12, 0.7), 'gravel': (1.04, 1, 0.94)}
 METALS = ((1.2, 1.02, 0.62), (1.05, 1.05, 1.08), (1.2, 0.85, 0.66))  # gold, silver, copper
 SHORTEST = {'ring': 18, 'bar': 28}  # pixels in a picture of 192; the others: 14
