@@ -152,29 +152,20 @@ class ProgressBarHook(Hook):
     def before_train(self, runner: Runner) -> None:
         self._open('train', runner.max_iters, runner.iter)
 
-    def after_train_iter(self, runner: Runner, **kwargs) -> None:
-        self._bars['train'].update()
-
     def after_train(self, runner: Runner) -> None:
         self._bars['train'].close()
 
-    def before_val_epoch(self, runner: Runner) -> None:
-        self._open('val', len(runner.val_dataloader))
+    # MMEngine's hooks of train, val and test end in these.
+    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        if mode != 'train':
+            self._open(mode, len(getattr(runner, f'{mode}_dataloader')))
 
-    def after_val_iter(self, runner: Runner, **kwargs) -> None:
-        self._bars['val'].update()
+    def _after_iter(self, runner: Runner, *args, mode: str = 'train', **kwargs) -> None:
+        self._bars[mode].update()
 
-    def after_val_epoch(self, runner: Runner, **kwargs) -> None:
-        self._bars['val'].close()
-
-    def before_test_epoch(self, runner: Runner) -> None:
-        self._open('test', len(runner.test_dataloader))
-
-    def after_test_iter(self, runner: Runner, **kwargs) -> None:
-        self._bars['test'].update()
-
-    def after_test_epoch(self, runner: Runner, **kwargs) -> None:
-        self._bars['test'].close()
+    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        if mode != 'train':
+            self._bars[mode].close()
 
     def _open(self, name: str, total: int, done: int = 0) -> None:
         self._bars[name] = tqdm(
