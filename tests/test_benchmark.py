@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import runpy
 import subprocess
@@ -32,6 +31,7 @@ WITHOUT_OPERATORS = """
 import runpy, sys
 sys.modules['mmcv._ext'] = None
 sys.argv = sys.argv[1:]
+sys.path.insert(0, 'tools')  # as for a tool that is run by itself
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
 
@@ -330,11 +330,6 @@ def test_the_tool_on_a_machine_without_operators(tmp_path):
         assert f'{row["params"] / 1e6:.2f}' in done.stdout
         assert f'{row["ratio"]:.3f} ({row["ratio_q1"]:.3f}-{row["ratio_q3"]:.3f})' in done.stdout
 
-    with open(tmp_path / 'benchmark.csv', newline='') as file:
-        table = list(csv.DictReader(file))
-    assert len(table) == 4
-    for line, row in zip(table, data['rows'], strict=True):
-        assert line == {k: str(v) for k, v in row.items() if k != 'times_ms'}
     assert (tmp_path / 'benchmark.png').stat().st_size > 10_000
     assert not list(tmp_path.glob('*partial*'))
 

@@ -148,7 +148,7 @@ def main() -> None:
         if results.data['exponents']:
             console.print(exponents_table(results.data['exponents']))
     plot(results.rows, args.out_dir / 'benchmark.png')
-    print(f'JSON, CSV and plot: {args.out_dir}')
+    print(f'JSON and plot: {args.out_dir}')
 
 
 if __name__ == '__main__':

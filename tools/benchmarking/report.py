@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import json
@@ -106,16 +105,10 @@ class Results:
         return [row for row in self.rows if case._asdict().items() <= row.items()]
 
     def add(self, rows: list[dict]) -> None:
-        """Keep the rows of a case: JSON, and CSV without the single times."""
+        """Keep the rows of a case."""
         self.rows.extend(rows)
         self.data['exponents'] = exponents(self.rows)
         write_atomically(self.folder / RESULTS, json.dumps(self.data, indent=1))
-        text = io.StringIO()
-        columns = [c for c in self.rows[0] if c != 'times_ms']
-        writer = csv.DictWriter(text, columns, extrasaction='ignore', lineterminator='\n')
-        writer.writeheader()
-        writer.writerows(self.rows)
-        write_atomically(self.folder / 'benchmark.csv', text.getvalue())
 
 
 def series(rows: list[dict]) -> Iterator[tuple[tuple, list[dict]]]:
