@@ -50,7 +50,7 @@ install: $(STAMPS)/check
 $(STAMPS)/tools:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
 		{ echo 'error: Python 3.10 to 3.12 is needed: name one, make PYTHON=python3.11'; exit 1; }
-	@$(PYTHON) -c '$(BUILDABLE)' || { echo 'error: this machine cannot make .venv or compile mmcv:' \
+	@$(PYTHON) -c '$(BUILDABLE)' 2> /dev/null || { echo 'error: .venv or mmcv cannot be built here:' \
 		'on Debian or Ubuntu, apt-get install python3-venv python3-dev g++'; exit 1; }
 	$(PYTHON) -m venv --clear .venv
 	$(PIP) --upgrade pip 'setuptools>=80' wheel packaging ninja psutil

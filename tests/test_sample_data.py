@@ -27,6 +27,7 @@ from sample_data import (
     make_scene,
     photographs,
 )
+from sample_data.corners import CUE_COLOURS
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'make_sample_data.py'
@@ -76,6 +77,8 @@ def test_configs_have_the_classes_of_the_tasks():
         metainfo = cfg.train_dataloader.dataset.metainfo
         assert metainfo.classes == expected
         assert len({tuple(colour) for colour in metainfo.palette}) == len(expected)
+        if name == 'cue':
+            assert [tuple(colour) for colour in metainfo.palette[1:]] == list(CUE_COLOURS)
     assert [len(task.things) for task in TASKS.values()] == [5, 3, 3]
 
 
