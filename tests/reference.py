@@ -1,6 +1,6 @@
 """Slow, obvious versions written from the equations. The package never imports this file.
 
-One head of one image at a time: K, Q, V are (N, d), w is (N,), a memory is a tuple of matrices.
+The memories' own stand in their tests.
 """
 
 from __future__ import annotations
@@ -10,143 +10,6 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-
-def inner(name: str, weights: tuple[Tensor, ...], x: Tensor) -> Tensor:
-    """f(x; W) of the named inner model."""
-    if name in ('ridge', 'linear'):
-        return x @ weights[0]
-    if name == 'two_layer':
-        hidden = x @ weights[0]
-        return (hidden / (1 + torch.exp(-hidden))) @ weights[1]
-    if name == 'gated':
-        left, right = x @ weights[0], x @ weights[1]
-        return left * right / (1 + torch.exp(-right))
-    raise AssertionError(name)
-
-
-def loss(name: str, weights: tuple, keys: Tensor, values: Tensor, w: Tensor) -> Tensor:
-    """1/2 sum_n w_n ||f(k_n) - v_n||^2, token by token."""
-    total = keys.new_zeros(())
-    for k, v, weight in zip(keys, values, w, strict=True):
-        total = total + 0.5 * weight * (inner(name, weights, k[None])[0] - v).pow(2).sum()
-    return total
-
-
-def step(name: str, weights: tuple, keys: Tensor, values: Tensor, w: Tensor) -> tuple:
-    """dloss/dW by automatic differentiation, itself differentiable.
-
-    For ``ridge`` multiplied by the inverse of the loss's second derivative + 0.01 I.
-    """
-    gradient = torch.func.grad(lambda m: loss(name, m, keys, values, w))(tuple(weights))
-    if name != 'ridge':
-        return gradient
-    curvature = 1e-2 * torch.eye(keys.size(1), dtype=keys.dtype)
-    for k, weight in zip(keys, w, strict=True):
-        curvature = curvature + weight * torch.outer(k, k)
-    return (torch.linalg.inv(curvature) @ gradient[0],)
-
-
-def chunks(num_tokens: int, size: int | None) -> list[slice]:
-    size = size or num_tokens
-    return [slice(a, min(a + size, num_tokens)) for a in range(0, num_tokens, size)]
-
-
-def memories(
-    name: str,
-    initial: tuple,
-    keys: list[Tensor],
-    values: list[Tensor],
-    weights: list[Tensor],
-    rates: list[tuple],
-    taken_at: str,
-) -> list[tuple]:
-    """M_0 ... M_T from lists with one entry per chunk; ``rates``: (theta, eta, alpha) of each.
-
-    ``taken_at='start'`` takes every gradient at M_0, ``'running'`` at the memory before the chunk.
-    """
-    states = [tuple(initial)]
-    surprise = [torch.zeros_like(m) for m in initial]
-    for k, v, w, (theta, eta, alpha) in zip(keys, values, weights, rates, strict=True):
-        at = states[0] if taken_at == 'start' else states[-1]
-        grads = step(name, at, k, v, w)
-        surprise = [eta * s - theta * g for s, g in zip(surprise, grads, strict=True)]
-        states.append(tuple((1 - alpha) * m + s for m, s in zip(states[-1], surprise, strict=True)))
-    return states
-
-
-def neural_memory(module, name: str, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The whole mixer with the inner model ``name``, by loops over images, heads and chunks.
-
-    Masked tokens are taken out of their chunk before anything is written. The published form is
-    told from the default by its ``rates``.
-    """
-    out = torch.zeros_like(x)
-    for b, image in enumerate(x):
-        tokens = image.flatten(1).T @ module.reduce.weight.T + module.reduce.bias
-        centred = tokens - tokens.mean(1, keepdim=True)
-        tokens = centred / (centred.pow(2).mean(1, keepdim=True) + 1e-6).sqrt()
-        tokens = tokens * module.norm.weight + module.norm.bias
-        real = torch.ones(len(tokens)) if mask is None else mask[b].flatten()
-        reads = [_read_head(module, name, tokens, real.bool(), h) for h in range(module.num_heads)]
-        result = torch.cat(reads, dim=1) @ module.expand.weight.T + module.expand.bias
-        out[b] = result.T.unflatten(1, image.shape[1:])
-    return out
-
-
-def _read_head(module, name: str, tokens: Tensor, real: Tensor, h: int) -> Tensor:
-    width = module.memory_dim // module.num_heads
-    rows = slice(h * width, (h + 1) * width)
-    q, k, v = (
-        tokens @ weight[rows].T + bias[rows]
-        for weight, bias in zip(module.qkv.weight.chunk(3), module.qkv.bias.chunk(3), strict=True)
-    )
-    q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
-    parts = chunks(len(tokens), module.chunk_size)
-    published = hasattr(module, 'rates')
-    weights, rates = [], []
-    for part in parts:
-        kept = tokens[part][real[part]]
-        if published:
-            weights.append(torch.ones(len(kept), dtype=tokens.dtype))
-            mean = kept.sum(0) / max(len(kept), 1)
-            rate = torch.sigmoid(module.rates.weight @ mean + module.rates.bias)
-            theta, eta, alpha = rate.view(3, module.num_heads)[:, h]
-            rates.append((module.step * theta, eta, alpha))
-        else:
-            seen = whitened(kept) if module.whiten else kept
-            scores = torch.exp(seen @ module.write_logits.weight[h])
-            weights.append(scores / scores.sum())
-            rates.append((1.0, 0.0, 0.0))
-    initial = tuple(m[h] for m in module.initial)
-    keys = [k[part][real[part]] for part in parts]
-    values = [v[part][real[part]] for part in parts]
-    states = memories(name, initial, keys, values, weights, rates, module.gradient)
-    reads = []
-    for i, part in enumerate(parts):
-        state = states[-1] if module.read == 'after' else states[i]
-        y = inner(name, state, q[part])
-        reads.append(y if published else y - inner(name, initial, q[part]))
-    return torch.cat(reads)
-
-
-def whitened(tokens: Tensor) -> Tensor:
-    """Tokens (N, C) with mean 0 and covariance I, by the inverse of a Cholesky factor.
-
-    The covariance is Chen et al.'s (IEEE TSP 58(10), 2010), equation 23.
-    """
-    n, p = max(len(tokens), 1), tokens.size(1)
-    eye = torch.eye(p, dtype=tokens.dtype)
-    centred = tokens - tokens.sum(0) / n
-    sample = torch.zeros_like(eye)
-    for row in centred:
-        sample = sample + torch.outer(row, row) / n
-    trace, trace_of_square = torch.trace(sample), torch.trace(sample @ sample)
-    above = (1 - 2 / p) * trace_of_square + trace**2
-    below = (n + 1 - 2 / p) * (trace_of_square - trace**2 / p)
-    share = (above / below.clamp(min=1e-300)).clamp(max=1).detach()
-    covariance = (1 - share) * sample + (share * trace / p + 1e-6) * eye
-    return centred @ torch.linalg.inv(torch.linalg.cholesky(covariance)).T
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -416,25 +279,3 @@ def spatial_bias(module, x: Tensor) -> Tensor:
     maps = spatial_bias_maps(module.bias, x, x.shape[-2:])
     out = torch.einsum('oc,bchw->bohw', module.out_proj.weight, maps)
     return out + module.out_proj.bias[:, None, None]
-
-
-def read_weights(name: str, initial: tuple, w: Tensor, query: Tensor, keys, values) -> Tensor:
-    """w_n tr K_n / d with K_n = int_0^1 J_q(M_0 + s (M_1 - M_0)) ds J_{k_n}(M_0)^T, by Simpson.
-
-    J_x(M) is the Jacobian of f(x; M) in M, all its matrices in one row of d m columns.
-    """
-
-    def jacobian(weights: tuple, x: Tensor) -> Tensor:
-        parts = torch.autograd.functional.jacobian(lambda *m: inner(name, m, x[None])[0], weights)
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
-
-    end = [m - g for m, g in zip(initial, step(name, initial, keys, values, w), strict=True)]
-    points, average = 100, 0
-    for i in range(points + 1):
-        factor = 1 if i in (0, points) else 4 if i % 2 else 2
-        at = tuple(m + i / points * (e - m) for m, e in zip(initial, end, strict=True))
-        average = average + factor / (3 * points) * jacobian(at, query)
-    kernels = [average @ jacobian(tuple(initial), k).T for k in keys]
-    return torch.stack(
-        [a * kernel.trace() / len(query) for a, kernel in zip(w, kernels, strict=True)]
-    )

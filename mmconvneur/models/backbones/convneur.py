@@ -58,6 +58,9 @@ class ConvNeur(StagedBackbone):
         placement: ``'stage'``: the first block of every stage (the paper); ``'block'``: every
             block; or a sequence of stage indices whose first blocks have it.
         fusion: ``'gate'``, ``'add'`` or ``'concat'``.
+        token_stride: Pixels of the image to a side of the tokens that a global branch gets: means
+            over 4 x 4 positions of stride 4 for 16. Stages of that stride or a larger one, and with
+            1 all, give every position.
         init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
     Raises:
@@ -79,12 +82,15 @@ class ConvNeur(StagedBackbone):
         global_mixer: dict | Sequence[dict | None] | None = dict(type='NeuralMemory'),  # noqa: B006
         placement: str | Sequence[int] = 'stage',
         fusion: str = 'gate',
+        token_stride: int = 8,
         init_cfg: dict | Sequence[dict] | None = INIT_CFG,
     ) -> None:
         arch = self.resolve_arch(arch)
         channels, depths = arch['channels'], arch['depths']
         super().__init__(len(depths), in_channels, out_indices, frozen_stages, init_cfg)
         check_choice('fusion', fusion, FUSIONS)
+        if not isinstance(token_stride, int) or token_stride < 1:
+            raise UsageError(f'token_stride={token_stride!r}: give pixels, 8 or 16, or 1 for all')
         mixers = per_stage('global_mixer', global_mixer, len(depths))
         with_cp = per_stage('with_cp', with_cp, len(depths))
         mixed = resolve_placement(placement, depths)
@@ -96,8 +102,9 @@ class ConvNeur(StagedBackbone):
             local = LocalBranch(dim, arch['mlp_ratio'], arch['kernel_size'], gamma)
             if mixers[stage] is None or (stage, index) not in mixed:
                 return LocalBlock(local, drop_path, with_cp[stage])
-            mixer = build_mixer(mixers[stage], dim)
-            return ConvNeurBlock(local, mixer, FUSIONS[fusion](dim), drop_path, with_cp[stage])
+            mixer, fuse = build_mixer(mixers[stage], dim), FUSIONS[fusion](dim)
+            size = max(1, token_stride // (4 * 2**stage))
+            return ConvNeurBlock(local, mixer, fuse, drop_path, with_cp[stage], size)
 
         for i in self.built_stages:
             self.downsample_layers.append(

@@ -8,6 +8,8 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .tokens import pool_tokens, spread_tokens
+
 
 class GateFusion(nn.Module):
     """sigmoid(G) * F_loc: the global context modulates, and is never added (ConvNeur)."""
@@ -18,10 +20,7 @@ class GateFusion(nn.Module):
         super().__init__()
 
     def forward(self, local: Tensor, context: Tensor) -> Tensor:
-        gate = context.sigmoid()
-        if torch.is_grad_enabled() or gate.dtype != local.dtype:  # differ under autocast
-            return gate * local
-        return gate.mul_(local)
+        return context.sigmoid() * local
 
 
 class AddFusion(nn.Module):
@@ -83,22 +82,28 @@ class LocalBlock(BaseModule):
         self.drop_path = DropPath(drop_path)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a valid position."""
         if self.with_cp and torch.is_grad_enabled():
-            return x + self.drop_path(checkpoint(self.residual, x, use_reentrant=False))
-        return x + self.drop_path(self.residual(x))
+            return x + self.drop_path(checkpoint(self.residual, x, mask, use_reentrant=False))
+        return x + self.drop_path(self.residual(x, mask))
 
-    def residual(self, x: Tensor) -> Tensor:
+    def residual(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.local_branch(x)
 
 
 class ConvNeurBlock(LocalBlock):
     """X + DropPath(fusion(F_loc(X), G(X))), with the gate X + DropPath(sigmoid(G) * F_loc).
 
+        G(X) = spread(mixer(pool(X)))
+
+    The mixer sees tokens that stand for ``token_size`` x ``token_size`` positions each.
+
     Args:
         local_branch, drop_path, with_cp: As in :class:`LocalBlock`.
         global_branch: A mixer, ``(B, C, H, W) -> (B, C, H, W)``.
         fusion: ``(F_loc, G) -> (B, C, H, W)``.
+        token_size: 1: the mixer gets every position as it is.
     """
 
     def __init__(
@@ -108,10 +113,20 @@ class ConvNeurBlock(LocalBlock):
         fusion: nn.Module,
         drop_path: float,
         with_cp: bool,
+        token_size: int,
     ) -> None:
         super().__init__(local_branch, drop_path, with_cp)
         self.global_branch = global_branch
         self.fusion = fusion
+        self.token_size = token_size
 
-    def residual(self, x: Tensor) -> Tensor:
-        return self.fusion(self.local_branch(x), self.global_branch(x))
+    def residual(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.fusion(self.local_branch(x), self.context(x, mask))
+
+    def context(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """G(X), ``(B, C, H, W) -> (B, C, H, W)``."""
+        if self.token_size == 1:
+            return self.global_branch(x, mask)
+        tokens, valid = pool_tokens(x, self.token_size, mask)
+        mixed = self.global_branch(tokens, valid)
+        return spread_tokens(mixed, self.token_size, x.shape[-2:], valid)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .tiles import Linear, gelu_linear, tiled
+from .tiles import Linear, in_tiles
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -39,14 +39,16 @@ class LocalBranch(nn.Module):
         self.depthwise_conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.pointwise_conv1 = Linear(dim, hidden)
+        self.act = nn.GELU()
         self.pointwise_conv2 = Linear(hidden, dim)
         self.gamma = nn.Parameter(torch.full((dim,), float(gamma)))
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         x = self.depthwise_conv(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
-        x = tiled(self.mix_channels, x)
+        x = in_tiles(self, self.mix_channels, x)
         return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 
     def mix_channels(self, x: Tensor) -> Tensor:
-        return self.gamma * gelu_linear(self.pointwise_conv1(self.norm(x)), self.pointwise_conv2)
+        x = self.pointwise_conv1(self.norm(x))
+        return self.gamma * self.pointwise_conv2(self.act(x))

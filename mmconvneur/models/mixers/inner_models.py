@@ -1,14 +1,13 @@
-"""Inner models of the neural memory: small functions f(x; W) that are fitted inside a forward pass.
+"""Inner models of a chunked memory: small maps f(x; W) whose weights are fitted to a chunk.
 
-Dimension key: ... any leading dimensions (image, head, chunk), N tokens, d head width.
+Dimension key: N tokens of a chunk, d width of a head; leading dimensions are independent memories.
 
-Each inner model is given by ``apply(W, x)`` and by a step down the weighted loss
+Each comes with the gradient of the weighted loss
 
     L(W) = 1/2 sum_n w_n ||f(k_n; W) - v_n||^2
 
 in closed form, so that the memory is updated without autograd inside the forward pass and the whole
-stays differentiable. The 1/2 absorbs the factor 2 of the squared error. The step is the gradient,
-or for ``ridge`` what leads to the minimum itself.
+stays differentiable. The 1/2 absorbs the factor 2 of the squared error.
 """
 
 from __future__ import annotations
@@ -16,13 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Weights = tuple[Tensor, ...]
-
-RIDGE = 1e-2  # lambda
 
 
 class InnerModel(NamedTuple):
@@ -31,27 +27,15 @@ class InnerModel(NamedTuple):
     Attributes:
         num_weights: How many matrices W holds.
         apply: ``(W, x (..., N, d)) -> (..., N, d)``.
-        change: ``(W, D, x) -> f(x; W + D) - f(x; W)``.
-        step: ``(W, keys (..., N, d), values (..., N, d), w (..., N)) -> D``, each ``(..., d, d)``,
-            to be subtracted from W.
+        gradient: ``(W, keys (..., N, d), values (..., N, d), w (..., N)) -> dL/dW``, each
+            ``(..., d, d)``.
         init_std: Standard deviation of the initial matrices for a head width d.
-        solve: Where f is linear in one matrix W, the step from the two sums over tokens that it
-            takes, ``(W, R, H) -> D`` with R = K^T (w * V) and H = K^T (w * K), each
-            ``(..., d, d)``; else ``None``.
     """
 
     num_weights: int
     apply: Callable[[Weights, Tensor], Tensor]
-    change: Callable[[Weights, Weights, Tensor], Tensor]
-    step: Callable[[Weights, Tensor, Tensor, Tensor], Weights]
+    gradient: Callable[[Weights, Tensor, Tensor, Tensor], Weights]
     init_std: Callable[[int], float]
-    solve: Callable[[Weights, Tensor, Tensor], Weights] | None = None
-
-
-def silu_derivative(x: Tensor) -> Tensor:
-    """d/dx SiLU(x) = s (1 + x (1 - s)) with s = sigmoid(x)."""
-    s = x.sigmoid()
-    return s * (1 + x * (1 - s))
 
 
 def linear(weights: Weights, x: Tensor) -> Tensor:
@@ -60,42 +44,9 @@ def linear(weights: Weights, x: Tensor) -> Tensor:
     return x @ w
 
 
-def linear_change(weights: Weights, change: Weights, x: Tensor) -> Tensor:
-    """x D: one product, because f is linear in W."""
-    return linear(change, x)
-
-
-def gradient_solve(weights: Weights, cross: Tensor, curvature: Tensor) -> Weights:
-    """G = K^T (w * (K W - V)) = H W - R."""
-    (w,) = weights
-    return (curvature @ w - cross,)
-
-
-def ridge_solve(weights: Weights, cross: Tensor, curvature: Tensor) -> Weights:
-    """(H + lambda I)^-1 G: from W to the minimum of L(W') + lambda/2 ||W' - W||^2.
-
-    A ridge regression: what is read for a key is the value written with it, however small its
-    weight among the others, as long as that is large beside lambda (MesaNet, arXiv 2506.05233).
-    """
-    gradient = gradient_solve(weights, cross, curvature)
-    # Unlike torch.linalg.solve it does not make a CPU wait for its GPU to report success.
-    return (torch.linalg.solve_ex(regularised(curvature), *gradient).result,)
-
-
-def regularised(curvature: Tensor) -> Tensor:
-    """H + lambda I. With unit keys and weights that sum to one the trace of H is 1."""
-    eye = torch.eye(curvature.size(-1), dtype=curvature.dtype, device=curvature.device)
-    return curvature + RIDGE * eye
-
-
-def matrix_memory(init_std: Callable[[int], float], solve: Callable[..., Weights]) -> InnerModel:
-    """f(x; W) = x W with a step that two sums over tokens decide."""
-
-    def step(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) -> Weights:
-        weighted = w.unsqueeze(-1) * keys
-        return solve(weights, weighted.mT @ values, weighted.mT @ keys)
-
-    return InnerModel(1, linear, linear_change, step, init_std, solve)
+def linear_gradient(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) -> Weights:
+    """G = K^T E with E = w (K W - V)."""
+    return (keys.mT @ (w.unsqueeze(-1) * (linear(weights, keys) - values)),)
 
 
 def two_layer(weights: Weights, x: Tensor) -> Tensor:
@@ -128,12 +79,14 @@ def gated_gradient(weights: Weights, keys: Tensor, values: Tensor, w: Tensor) ->
     return keys.mT @ (error * gate), keys.mT @ (error * z1 * silu_derivative(z2))
 
 
-def _change(apply: Callable[[Weights, Tensor], Tensor]) -> Callable[..., Tensor]:
-    def change(weights: Weights, change: Weights, x: Tensor) -> Tensor:
-        changed = tuple(w + d for w, d in zip(weights, change, strict=True))
-        return apply(changed, x) - apply(weights, x)
+def silu_derivative(x: Tensor) -> Tensor:
+    """d/dx SiLU(x) = s (1 + x (1 - s)) with s = sigmoid(x)."""
+    s = x.sigmoid()
+    return s * (1 + x * (1 - s))
 
-    return change
+
+def _near_zero(width: int) -> float:
+    return 0.02
 
 
 def _fan_in(width: int) -> float:
@@ -141,13 +94,8 @@ def _fan_in(width: int) -> float:
     return width**-0.5
 
 
-def _near_zero(width: int) -> float:
-    return 0.02
-
-
 INNER_MODELS = {
-    'ridge': matrix_memory(_near_zero, ridge_solve),
-    'linear': matrix_memory(_near_zero, gradient_solve),
-    'two_layer': InnerModel(2, two_layer, _change(two_layer), two_layer_gradient, _fan_in),
-    'gated': InnerModel(2, gated, _change(gated), gated_gradient, _fan_in),
+    'linear': InnerModel(1, linear, linear_gradient, _near_zero),
+    'two_layer': InnerModel(2, two_layer, two_layer_gradient, _fan_in),
+    'gated': InnerModel(2, gated, gated_gradient, _fan_in),
 }
