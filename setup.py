@@ -58,6 +58,8 @@ setup(
         + ['Pillow', 'pycocotools'],
         'sample': ['scikit-image', 'matplotlib', 'Pillow', 'pycocotools', 'rich'],
         'dev': [
+            'onnxruntime',
+            'onnxscript',
             'pre-commit',
             'pytest',
             'ruff==0.17.5',

@@ -33,12 +33,7 @@ def wake_memory(backbone: nn.Module) -> None:
     """Randomise the zero-initialised last layers, behind which no gradient passes."""
     for name, module in backbone.named_modules():
         if name.endswith('global_branch'):
-            nn.init.normal_(last_layer(module).weight, std=0.1)
-
-
-def last_layer(mixer: nn.Module) -> nn.Linear:
-    """The layer of a mixer that starts at zero."""
-    return mixer.out_proj if hasattr(mixer, 'out_proj') else mixer.expand
+            nn.init.normal_(module.out_proj.weight, std=0.1)
 
 
 def sample_batch(scope: str, sample_dir: Path, split: str, number: int = 2) -> dict:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.models.backbones.convneur import ARCHS
+from mmconvneur.models.layers.tokens import pool_tokens, spread_tokens
 
 TINY = dict(channels=(8, 16, 24, 40), depths=(1, 2, 1, 1), mlp_ratio=2, kernel_size=5)
 MEMORY = dict(type='NeuralMemory', num_heads=2)
@@ -100,21 +101,23 @@ def test_the_neutral_start_can_be_left(fusion):
     net = ConvNeur(TINY, global_mixer=MEMORY, fusion=fusion)
     found = gradients(net, image())
     for stage in range(4):
-        assert found[f'stages.{stage}.0.global_branch.expand.weight'].abs().max() > 0
+        assert found[f'stages.{stage}.0.global_branch.out_proj.weight'].abs().max() > 0
 
 
 @pytest.mark.parametrize('fusion', ['gate', 'add', 'concat'])
 def test_block_equals_the_figure(fusion):
-    net = tiny(fusion=fusion).double()
+    net = tiny(fusion=fusion, token_stride=16).double()
     block = net.stages[1][0]
     x = torch.randn(2, 16, 7, 11, dtype=torch.float64)
-    local, cue = block.local_branch(x), block.global_branch(x)
+    tokens = block.token_size
+    context = spread_tokens(block.global_branch(pool_tokens(x, tokens)[0]), tokens, (7, 11))
+    local = block.local_branch(x)
     if fusion == 'gate':
-        fused = local / (1 + torch.exp(-cue))
+        fused = local / (1 + torch.exp(-context))
     elif fusion == 'add':
-        fused = local + cue
+        fused = local + context
     else:
-        both = torch.cat([local, cue], 1)
+        both = torch.cat([local, context], 1)
         fused = torch.einsum('oc,bchw->bohw', block.fusion.merge.weight, both)
         fused = fused + block.fusion.merge.bias[:, None, None]
     torch.testing.assert_close(block(x), x + fused, rtol=0, atol=1e-12)
@@ -157,13 +160,14 @@ def test_short_and_scoped_name_build_from_every_scope():
 
 @pytest.mark.parametrize(
     'cfg',
-    [dict(global_mixer=dict(type='NeuralMemory', num_heads=2, inner_model=m)) for m in
-     ('ridge', 'linear', 'two_layer', 'gated')]
-    + [dict(fusion='add'), dict(fusion='concat', placement='block'), dict(placement=[1, 3]),
+    [dict(global_mixer=dict(type='ChunkedNeuralMemory', num_heads=2, inner_model=m)) for m in
+     ('linear', 'two_layer', 'gated')]
+    + [dict(), dict(token_stride=1), dict(token_stride=16), dict(fusion='add'), dict(fusion='concat', placement='block'), dict(placement=[1, 3]),
        dict(global_mixer=None), dict(global_mixer=[None, MEMORY, None, MEMORY]),
        dict(out_indices=(1,)),
-       dict(global_mixer=dict(type='NeuralMemory', num_heads=2, chunk_size=5)),
-       dict(global_mixer=dict(type='NeuralMemory', num_heads=2, chunk_size=5, read='before'))],
+       dict(global_mixer=dict(type='ChunkedNeuralMemory', num_heads=2, chunk_size=5)),
+       dict(global_mixer=dict(type='ChunkedNeuralMemory', num_heads=2, chunk_size=5,
+                              read='before'))],
     ids=str,
 )  # fmt: skip
 def test_every_parameter_gets_a_gradient(cfg):
@@ -174,7 +178,7 @@ def test_every_parameter_gets_a_gradient(cfg):
 def test_gradients_that_vanish_in_the_published_form():
     """With one chunk in a stage only M_0 is read; the last chunk is never read anywhere."""
     mixer = dict(type='PublishedNeuralMemory', num_heads=2, chunk_size=196)
-    net = tiny(global_mixer=mixer).double()
+    net = tiny(global_mixer=mixer, token_stride=1).double()
     # 131 x 163: maps of 32 x 40, 16 x 20, 8 x 10 and 4 x 5: 7, 2, 1 and 1 chunks.
     grads = gradients(net, image(131, 163).double())
     vanished = {name for name, g in grads.items() if g.abs().max() == 0}
@@ -182,7 +186,7 @@ def test_gradients_that_vanish_in_the_published_form():
         f'stages.{i}.0.global_branch.rates.{kind}' for i in (2, 3) for kind in ('weight', 'bias')
     }
     for i, stage in enumerate(net.stages):
-        dim = stage[0].global_branch.memory_dim
+        dim = stage[0].global_branch.bottleneck_dim
         for kind in ('weight', 'bias'):
             query, key, value = grads[f'stages.{i}.0.global_branch.qkv.{kind}'].split(dim)
             assert query.abs().max() > 0
@@ -253,12 +257,10 @@ def test_init_weights_keeps_the_neutral_start_and_fills_the_rest():
     net.init_weights()
     for module in net.modules():
         if hasattr(module, 'write_logits'):
-            assert (module.expand.weight == 0).all()
-            assert 0.01 < module.initial[0].std() < 0.03
-            # Written selectively from the start: logits of tokens that differ deviate by 4.
-            tokens = torch.randn(1, 1009, module.memory_dim).cumsum(-1)
-            spread = module.write_logits([tokens], None).std(2)
-            assert 2 < spread.mean() < 6
+            assert (module.out_proj.weight == 0).all()
+            # Written selectively from the start: logits of standardised tokens deviate by 4.
+            spread = module.write_logits(torch.randn(module.bottleneck_dim, 1009)).std(1)
+            assert 3 < spread.mean() < 5
     assert (net.norm0.weight == 1).all() and (net.norm0.bias == 0).all()
     assert net.stages[0][0].local_branch.pointwise_conv1.weight.abs().max() < 0.1
 

@@ -5,7 +5,6 @@ import pickle
 import pytest
 import reference
 import torch
-from steps import last_layer
 from torch import nn
 
 from mmconvneur import ConvNeur, UsageError
@@ -16,6 +15,7 @@ from mmconvneur.registry import MIXERS
 BATCH, DIM, HEIGHT, WIDTH = 2, 13, 11, 7
 CONFIGS = {
     'NeuralMemory': dict(memory_dim=6, num_heads=3),
+    'ChunkedNeuralMemory': dict(memory_dim=6, num_heads=3, chunk_size=19),
     'PublishedNeuralMemory': dict(memory_dim=6, num_heads=3, chunk_size=19),
     'GLMix': dict(num_slots=4, num_heads=1),
     'SelfAttention': dict(bottleneck_dim=6, num_heads=3),
@@ -30,6 +30,7 @@ REFERENCES = {
     'CBAM': reference.cbam,
     'SpatialBias': reference.spatial_bias,
 }
+CHUNKED = ('ChunkedNeuralMemory', 'PublishedNeuralMemory')
 every_mixer = pytest.mark.parametrize('name', CONFIGS)
 
 
@@ -75,7 +76,7 @@ def test_layout_does_not_matter(name):
 
 
 # Not the published memory: with these weights its sum over a chunk diverges.
-@pytest.mark.parametrize('name', sorted(set(CONFIGS) - {'PublishedNeuralMemory'}))
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name != 'PublishedNeuralMemory'])
 def test_float32_on_a_map_of_many_rows(name):
     """More rows than a matrix product is taken for: the CPU's faster kernel computes the same."""
     mixer, x = build(name), image(2, 257, 5)
@@ -85,8 +86,8 @@ def test_float32_on_a_map_of_many_rows(name):
     torch.testing.assert_close(actual, expected, rtol=0, atol=2e-5 * scale)
 
 
-# Not the published memory: padding moves where its chunks end (see test_neural_memory.py).
-@pytest.mark.parametrize('name', sorted(set(CONFIGS) - {'PublishedNeuralMemory'}))
+# Not the memories in chunks: padding moves where those end (see test_chunked_memory.py).
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name not in CHUNKED])
 def test_padding_does_not_reach_valid_pixels(name):
     """The valid part of a padded image is the image alone, each image with a size of its own."""
     mixer = build(name)
@@ -133,12 +134,12 @@ def test_learns_from_its_neutral_start(name):
     """
     torch.manual_seed(0)
     mixer = build_mixer(dict(type=name, **CONFIGS[name]), DIM).double()
-    last = [last_layer(mixer).weight, last_layer(mixer).bias]
+    last = [mixer.out_proj.weight, mixer.out_proj.bias]
     target = image(height=23, width=13).flip(0)
     (mixer(image(height=23, width=13)) - target).square().mean().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in last)
     mixer.zero_grad()
-    nn.init.normal_(last_layer(mixer).weight, std=0.1)
+    nn.init.normal_(mixer.out_proj.weight, std=0.1)
     (mixer(image(height=23, width=13)) - target).square().mean().backward()
     for key, parameter in mixer.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, key
@@ -176,7 +177,7 @@ def test_works_in_a_backbone_with_each_fusion_and_placement(name, fusion, placem
         for path in branches:
             del blocks[path.replace('global_branch', 'fusion')].forward
     for path in branches:
-        randomise(last_layer(blocks[path]))
+        randomise(blocks[path].out_proj)
         randomise(blocks[path.replace('global_branch', 'fusion')])
     assert (net(x)[0] - neutral).abs().max() > 1e-3
     net.train()(x)[0].square().sum().backward()

@@ -19,27 +19,44 @@ def reference(memory: NeuralMemory, x: Tensor, mask: Tensor | None = None) -> Te
     """The whole mixer. Masked tokens are taken out before anything is written."""
     out = torch.zeros_like(x)
     for b, image in enumerate(x):
+        valid = torch.ones_like(image[0]) if mask is None else mask[b, 0]
         z = image.flatten(1).T @ memory.in_proj.weight.T + memory.in_proj.bias
-        z = layer_norm(z, memory.norm.weight, memory.norm.bias)  # (N, C_m)
-        valid = torch.ones(len(z)).bool() if mask is None else mask[b].flatten().bool()
-        reads = [read_head(memory, z, valid, h) for h in range(memory.num_heads)]
+        z = layer_norm(z, memory.norm.weight, memory.norm.bias) * valid.flatten()[:, None]
+        near = neighbourhoods(z.T.unflatten(1, valid.shape), memory.short_conv)
+        there = valid.flatten().bool()
+        reads = [read_head(memory, z, near, there, h) for h in range(memory.num_heads)]
         result = torch.cat(reads, dim=1) @ memory.out_proj.weight.T + memory.out_proj.bias
         out[b] = result.T.unflatten(1, image.shape[1:])
     return out
 
 
-def read_head(memory: NeuralMemory, z: Tensor, valid: Tensor, h: int) -> Tensor:
-    """What every token (N, C_m) reads in head h, (N, d)."""
+def neighbourhoods(z: Tensor, conv: nn.Conv2d) -> Tensor:
+    """The depthwise 3 x 3 convolution of (C_m, H, W), zero outside, token by token: (N, C_m)."""
+    _, height, width = z.shape
+    rows = []
+    for i in range(height):
+        for j in range(width):
+            total = conv.bias
+            for di in (-1, 0, 1):
+                for dj in (-1, 0, 1):
+                    if 0 <= i + di < height and 0 <= j + dj < width:
+                        total = total + conv.weight[:, 0, di + 1, dj + 1] * z[:, i + di, j + dj]
+            rows.append(total)
+    return torch.stack(rows)
+
+
+def read_head(memory: NeuralMemory, z: Tensor, near: Tensor, valid: Tensor, h: int) -> Tensor:
+    """What every token reads in head h, (N, d); ``z`` and ``near``: (N, C_m)."""
     width = z.size(1) // memory.num_heads
     rows = slice(h * width, (h + 1) * width)
     q, k, v = (
-        z @ weight[rows].T + bias[rows]
+        near @ weight[rows].T + bias[rows]
         for weight, bias in zip(memory.qkv.weight.chunk(3), memory.qkv.bias.chunk(3), strict=True)
     )
     q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
     centred = z[valid] - z[valid].mean(0)
     rare = centred / (centred.pow(2).mean(0) + 1e-6).sqrt()
-    scores = torch.exp(rare @ memory.write_logits.weight[h])
+    scores = torch.exp(rare @ memory.write_logits.weight[h, :, 0])
     return q @ descend(k[valid], v[valid], scores / scores.sum())
 
 
@@ -102,14 +119,37 @@ def test_a_rare_token_is_read_almost_as_it_was_written():
     torch.testing.assert_close(memory[:, 0], expected, rtol=0, atol=1e-12)
 
 
+def pointwise(memory: NeuralMemory) -> NeuralMemory:
+    """With a short convolution that sees its own token alone."""
+    centre = torch.zeros(3, 3)
+    centre[1, 1] = 1
+    memory.short_conv.weight.detach().mul_(centre)
+    return memory
+
+
 def test_permuting_tokens_permutes_the_read():
-    memory, x = build(), image()
+    memory, x = pointwise(build()), image()
     order = torch.randperm(HEIGHT_ * WIDTH_, generator=torch.Generator().manual_seed(0))
 
     def permute(maps):
         return maps.flatten(2)[:, :, order].unflatten(2, (HEIGHT_, WIDTH_))
 
     torch.testing.assert_close(memory(permute(x)), permute(memory(x)), rtol=0, atol=1e-12)
+
+
+def test_a_mask_equals_removing_the_tokens():
+    """Whatever their places: the others are moved together."""
+    memory, x, mask = pointwise(build()), image()[:1], holes()[1:]
+    there = mask[0, 0].bool()
+    alone = memory(x[:, :, there].unsqueeze(2))  # (1, C, 1, n)
+    torch.testing.assert_close(memory(x, mask)[:, :, there], alone[:, :, 0], rtol=0, atol=1e-12)
+
+
+def test_a_padded_image_is_the_image_alone():
+    memory, x, mask = build(), image(), torch.zeros(BATCH, 1, HEIGHT_, WIDTH_)
+    mask[..., :3, :5] = 1
+    alone = memory(x[..., :3, :5])
+    torch.testing.assert_close(memory(x, mask)[..., :3, :5], alone, rtol=0, atol=1e-12)
 
 
 def test_images_do_not_see_their_batch_mates():
@@ -214,11 +254,11 @@ def test_layers_are_called_once_with_all_tokens():
     for name, layer in memory.named_children():
         layer.register_forward_hook(lambda m, i, o, name=name: calls.append((name, o.shape[1])))
     before = memory(image())
-    tokens = HEIGHT_ * WIDTH_
-    assert sorted(calls) == sorted(
-        [(name, tokens) for name in ('in_proj', 'norm', 'qkv', 'write_logits')]
-        + [('out_proj', HEIGHT_)]
-    )
+    assert sorted(calls) == sorted([
+        *((name, HEIGHT_) for name in ('in_proj', 'norm', 'qkv', 'out_proj')),
+        ('short_conv', HEADS * WIDTH),
+        ('write_logits', HEADS),
+    ])
     memory.out_proj.register_forward_hook(lambda layer, inputs, output: 2 * output)
     torch.testing.assert_close(memory(image()), 2 * before, rtol=0, atol=1e-10)
 

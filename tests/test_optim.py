@@ -78,7 +78,7 @@ def shipped(name: str) -> tuple[Config, nn.Module]:
             {
                 'downsample_layers.0.0.weight': 0,
                 'downsample_layers.0.1.bias': 0,
-                'stages.0.0.global_branch.initial.0': 1,
+                'stages.0.0.global_branch.qkv.weight': 1,
                 'stages.0.2.local_branch.gamma': 1,
                 'downsample_layers.1.1.weight': 2,
                 'stages.1.0.local_branch.pointwise_conv1.weight': 2,
@@ -100,7 +100,7 @@ def shipped(name: str) -> tuple[Config, nn.Module]:
                 'stages.0.1.local_branch.pointwise_conv1.weight': 1,
                 'stages.1.2.local_branch.pointwise_conv1.weight': 2,
                 'downsample_layers.2.1.weight': 3,
-                'stages.2.0.global_branch.initial.0': 3,
+                'stages.2.0.global_branch.qkv.weight': 3,
                 'stages.2.14.local_branch.pointwise_conv1.weight': 7,
                 'stages.2.26.local_branch.pointwise_conv1.weight': 11,
                 'downsample_layers.3.0.bias': 12,
@@ -155,11 +155,6 @@ def test_shipped_configs_have_the_rates_of_mmdet_and_mmseg_for_a_convnext(name):
         ),
     )
     expected = by_name(model, build_optim_wrapper(model, peer))
-    memories = {key for key in expected if '.global_branch.initial.' in key}
-    assert len(memories) == 4
-    for key in memories:  # the only difference: theirs decays M_0
-        assert expected[key][1] == 0.05
-        expected[key] = (expected[key][0], 0.0)
     assert found == expected
 
 
@@ -170,7 +165,7 @@ def test_rates_of_the_three_times_schedule_by_hand():
         'backbone.downsample_layers.0.0.weight': (0.698337e-4, 0.05),  # 0.95 ** 7
         'backbone.stages.0.0.local_branch.gamma': (0.735092e-4, 0.0),
         'backbone.stages.0.0.local_branch.depthwise_conv.weight': (0.735092e-4, 0.05),
-        'backbone.stages.2.0.global_branch.initial.0': (0.814506e-4, 0.0),
+        'backbone.stages.2.0.global_branch.qkv.weight': (0.814506e-4, 0.05),
         'backbone.stages.2.4.local_branch.pointwise_conv1.weight': (0.857375e-4, 0.05),
         'backbone.downsample_layers.3.1.weight': (0.95e-4, 0.05),
         'backbone.norm3.weight': (1e-4, 0.0),
@@ -254,15 +249,21 @@ def test_no_decay_by_name():
     }
 
 
-@pytest.mark.parametrize('inner_model', ['linear', 'gated'])
-def test_decaying_parameters_of_a_convneur(inner_model):
+@pytest.mark.parametrize(
+    'mixer, own',
+    [
+        (dict(type='NeuralMemory'), 'short_conv'),
+        (dict(type='ChunkedNeuralMemory', inner_model='gated'), None),
+    ],
+)
+def test_decaying_parameters_of_a_convneur(mixer, own):
     backbone = ConvNeur(
         dict(channels=(16,), depths=(1,)),
         out_indices=0,
-        global_mixer=dict(type='NeuralMemory', inner_model=inner_model),
+        global_mixer=mixer,
     )
     found = by_name(backbone, build(backbone, layer_decay_rate=1.0))
-    matrices = ('reduce', 'qkv', 'write_logits', 'expand')
+    matrices = filter(None, ('in_proj', own, 'qkv', 'write_logits', 'out_proj'))
     assert {name for name, (_, decay) in found.items() if decay} == {
         'downsample_layers.0.0.weight',
         *(

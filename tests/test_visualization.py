@@ -10,24 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import torch
 from mmdet.models import ResNet, SwinTransformer
 from mmengine.config import Config
 from PIL import Image
-from steps import SAMPLE_CONFIGS, build, wake_memory
+from steps import SAMPLE_CONFIGS, build
+from test_neural_memory import reference
 from test_tools import TOOLS, failing
 from torch import nn
 
 from mmconvneur import ConvNeur, UsageError
-from mmconvneur.models.mixers import NeuralMemory, PublishedNeuralMemory
+from mmconvneur.models.layers.tokens import pool_tokens, spread_tokens
+from mmconvneur.models.mixers import NeuralMemory
 from mmconvneur.registry import MIXERS
 from mmconvneur.visualization import (
     ReceptiveField,
     capture,
     effective_receptive_field,
     gate,
-    projections,
     read_weights,
     slot_assignment,
     square_holding,
@@ -36,10 +36,11 @@ from mmconvneur.visualization import (
 from mmconvneur.visualization.drawing import Backdrop
 
 EXACT = dict(rtol=0, atol=1e-10)  # float64
-# Distinct primes: a swapped axis cannot pass. 5 x 7 tokens, chunks of 11: the last one is ragged.
+# Distinct primes: a swapped axis cannot pass.
 DIM, HEADS, WIDTH, H, W = 13, 3, 2, 5, 7
 TINY = dict(channels=(11, 13), depths=(2, 1))
 RELEASED = 'mask_rcnn_convneur_m1_sample'
+IMAGE = torch.randn(2, DIM, H, W, generator=torch.Generator().manual_seed(1)).double()
 
 
 class Affinity(nn.Module):
@@ -76,9 +77,9 @@ def slots_mixer():
     MIXERS.module_dict.pop(StandInSlots.__name__)
 
 
-def memory_of(cls=NeuralMemory, heads: int = HEADS, width: int = WIDTH, **cfg) -> NeuralMemory:
+def memory_of() -> NeuralMemory:
     torch.manual_seed(0)
-    memory = cls(DIM, memory_dim=heads * width, num_heads=heads, **cfg).double()
+    memory = NeuralMemory(DIM, memory_dim=HEADS * WIDTH, num_heads=HEADS).double()
     for parameter in memory.parameters():
         nn.init.normal_(parameter, std=0.3)
     return memory
@@ -86,9 +87,8 @@ def memory_of(cls=NeuralMemory, heads: int = HEADS, width: int = WIDTH, **cfg) -
 
 def heard(memory: NeuralMemory, mask=None):
     """What a memory returned, (C, H, W), and its tap, for the first of two random images."""
-    x = torch.randn(2, DIM, H, W, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with capture(memory) as taps:
-        out = memory(x, mask)
+        out = memory(IMAGE, mask)
     return out[0].detach(), taps.memories['']
 
 
@@ -129,13 +129,15 @@ def test_hooks_are_gone_after_an_error():
 # --------------------------------------------------------------------------------------------- maps
 def test_a_gate_is_the_sigmoid_of_the_context():
     backbone = backbone_of(global_mixer=dict(type='NeuralMemory', num_heads=2)).double()
-    wake_memory(backbone)
+    block = backbone.stages[0][0]
+    nn.init.normal_(block.global_branch.out_proj.weight)
     image = torch.randn(2, 3, 36, 44, dtype=torch.float64)
     with capture(backbone) as taps:
         backbone(image)
     x = backbone.downsample_layers[0](image)
-    context = reference.neural_memory(backbone.stages[0][0].global_branch, 'ridge', x)[0]
-    expected = 1 / (1 + torch.exp(-context))
+    tokens, _ = pool_tokens(x, block.token_size)
+    context = spread_tokens(reference(block.global_branch, tokens), block.token_size, x.shape[2:])
+    expected = 1 / (1 + torch.exp(-context[0]))
     assert expected.std() > 0.01
     torch.testing.assert_close(gate(taps.fusions['stages.0.0']), expected, **EXACT)
 
@@ -148,9 +150,11 @@ def test_write_weights_are_a_softmax_over_the_real_tokens(masked):
     _, tap = heard(memory, mask if masked else None)
     weights = write_weights(tap)
     valid = tap.tokens[:, : 5 if masked else None]
+    rows = valid.flatten(0, 1)
+    rare = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-6).sqrt()
     score = torch.zeros(HEADS, H, W).double()
     score[:, :, : valid.size(1)] = (
-        (reference.whitened(valid.flatten(0, 1)) @ memory.write_logits.weight.T)
+        (rare @ memory.write_logits.weight[..., 0].T)
         .exp().unflatten(0, valid.shape[:2]).permute(2, 0, 1).detach()
     )  # fmt: skip
     expected = score / score.sum((1, 2), keepdim=True)
@@ -158,88 +162,25 @@ def test_write_weights_are_a_softmax_over_the_real_tokens(masked):
     torch.testing.assert_close(weights.sum((1, 2)), torch.ones(HEADS).double(), **EXACT)
 
 
-LINEAR = [
-    (NeuralMemory, dict()),
-    (NeuralMemory, dict(inner_model='linear', whiten=False)),
-    (NeuralMemory, dict(chunk_size=11, gradient='start', inner_model='linear')),
-    (NeuralMemory, dict(chunk_size=11, gradient='start', read='before', inner_model='linear')),
-    (NeuralMemory, dict(read='before')),
-    (PublishedNeuralMemory, dict(chunk_size=11, gradient='start')),
-]
-
-
-@pytest.mark.parametrize(('cls', 'cfg'), LINEAR)
 @pytest.mark.parametrize('masked', [False, True])
-def test_read_weights_give_what_the_linear_memory_returns(cls, cfg, masked):
-    """With gradients at M_0 the readout is sum_n a_pn (v_n - k_n M_0), and M_0 decays if it may."""
-    memory = memory_of(cls, **cfg)
+def test_read_weights_give_what_the_memory_returns(masked):
+    """The readout is sum_n a_pn v_n, with the values of every token."""
+    memory = memory_of()
     mask = torch.ones(2, 1, H, W)
     mask[:, :, 4:] = 0
     out, tap = heard(memory, mask if masked else None)
-    queries, keys, values = projections(tap)
-    errors = values - keys @ memory.initial[0]
+    values = memory.project(memory.tokens(IMAGE, mask if masked else None))[2][0]  # (h, d, N)
     for row, column in [(0, 0), (1, 6), (3, 2)]:
         weights = read_weights(tap, row, column).flatten(1)
-        readout = torch.einsum('hn,hnd->hd', weights, errors)
-        if cls is PublishedNeuralMemory:
-            kept = decay_before(memory, tap, (row * W + column) // 11)
-            query = queries[:, row * W + column]
-            readout += kept[:, None] * torch.einsum('hd,hde->he', query, memory.initial[0])
-        torch.testing.assert_close(memory.expand(readout.flatten()), out[:, row, column], **EXACT)
-
-
-def decay_before(memory: PublishedNeuralMemory, tap, chunk: int) -> torch.Tensor:
-    """prod (1 - alpha) over the chunks before one, (h,)."""
-    kept = torch.ones(HEADS, dtype=torch.float64)
-    for t in range(chunk):
-        tokens = tap.tokens.flatten(0, 1)[t * 11 : t * 11 + 11]
-        valid = tap.valid.flatten()[t * 11 : t * 11 + 11].bool()
-        rates = memory.rates(tokens[valid].mean(0)).sigmoid().view(3, HEADS)
-        kept = kept * (1 - rates[2])
-    return kept
-
-
-def test_the_linear_memory_reads_with_write_weight_times_query_times_key():
-    _, tap = heard(memory_of(inner_model='linear'))
-    queries, keys, _ = projections(tap)
-    actual, weights = read_weights(tap, 3, 2), write_weights(tap)
-    for head in range(HEADS):
-        for n in range(H * W):
-            product = sum(queries[head, 3 * W + 2, i] * keys[head, n, i] for i in range(WIDTH))
-            expected = weights[head, n // W, n % W] * product
-            torch.testing.assert_close(actual[head, n // W, n % W], expected, **EXACT)
-
-
-@pytest.mark.parametrize('name', ['two_layer', 'gated'])
-def test_read_weights_of_other_inner_models(name):
-    # Heads of width one: K_pn is a number, so the weights give what the memory returns.
-    memory = memory_of(heads=5, width=1, inner_model=name)
-    out, tap = heard(memory)
-    _, keys, values = projections(tap)
-    initial = [tuple(m[h] for m in memory.initial) for h in range(5)]
-    weights = read_weights(tap, 3, 2).flatten(1)
-    readout = [
-        weights[h] @ (values[h] - reference.inner(name, initial[h], keys[h])) for h in range(5)
-    ]
-    torch.testing.assert_close(memory.expand(torch.cat(readout)), out[:, 3, 2], **EXACT)
-    # Wider heads: a trace, from Jacobians one token at a time.
-    memory = memory_of(heads=1, width=3, inner_model=name)
-    _, tap = heard(memory)
-    queries, keys, values = (x[0].detach() for x in projections(tap))
-    start = tuple(m[0].detach() for m in memory.initial)
-    w = write_weights(tap).flatten()
-    expected = reference.read_weights(name, start, w, queries[3 * W + 2], keys, values)
-    torch.testing.assert_close(read_weights(tap, 3, 2).flatten(), expected, **EXACT)
-
-
-def test_chunks_of_another_inner_model_have_no_read_weights():
-    _, tap = heard(memory_of(inner_model='gated', chunk_size=11))
-    with pytest.raises(UsageError, match='inner_model="ridge" and "linear" only'):
-        read_weights(tap, 0, 0)
+        readout = torch.einsum('hn,hdn->hd', weights, values)
+        actual = memory.out_proj(readout.flatten())
+        torch.testing.assert_close(actual, out[:, row, column], **EXACT)
 
 
 def test_slots_of_a_pixel_sum_to_one(slots_mixer):
-    backbone = backbone_of(global_mixer=dict(type=slots_mixer), placement=[0]).double()
+    backbone = backbone_of(
+        global_mixer=dict(type=slots_mixer), placement=[0], token_stride=1
+    ).double()
     image = torch.randn(2, 3, 36, 44, dtype=torch.float64)
     with capture(backbone) as taps:
         backbone(image)
@@ -373,23 +314,21 @@ def test_the_page_of_a_released_model(tmp_path, monkeypatch):
     assert text.count('<p>') == len(page.images)
 
 
-def test_the_page_of_slots_and_of_a_memory_that_is_not_linear(slots_mixer, tmp_path, monkeypatch):
-    gated = dict(type='NeuralMemory', inner_model='gated', chunk_size=11, num_heads=2)
+def test_the_page_of_slots_and_of_a_memory_in_chunks(slots_mixer, tmp_path, monkeypatch):
+    chunked = dict(type='ChunkedNeuralMemory', num_heads=2)
     arch = dict(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1))
     backbone = dict(
         type='mmconvneur.ConvNeur',
         arch=arch,
         fusion='add',
-        global_mixer=[gated, None, dict(type=slots_mixer), None],
+        global_mixer=[chunked, None, dict(type=slots_mixer), None],
     )
     config, weights = saved(tmp_path, backbone, list(arch['channels']))
     page = draw(monkeypatch, tmp_path / 'out', config, weights, picture(tmp_path))
     assert page.images == [
-        *('gates.png', 'writes.png', 'slots.png'),
+        *('gates.png', 'slots.png'),
         *('slots_stages.2.0.global_branch.clustering.png', 'receptive_field.png'),
     ]
-    text = (tmp_path / 'out' / 'index.html').read_text()
-    assert 'are not drawn: read maps of a memory in chunks' in text
 
 
 def test_a_backbone_with_nothing_to_show_has_its_receptive_field(tmp_path, monkeypatch, capsys):

@@ -283,7 +283,7 @@ def test_the_report_counts_every_kind(source):
     line = report_of(ConvNeur(ARCH), source.state_dict())
     assert line.startswith('ConvNeur from ConvNeXt (Hugging Face): ')
     assert counts(line) == [LOCAL + NORMS, len(memory), 0, 0, 0, 0]
-    assert 'stages.0.0.global_branch.reduce.weight' in line
+    assert 'stages.0.0.global_branch.out_proj.weight' in line
 
     own = ConvNeur(ARCH).state_dict()
     assert counts(report_of(ConvNeur(ARCH), own)) == [len(own), 0, 0, 0, 0, 0]
@@ -326,8 +326,8 @@ def test_a_converted_classifier_starts_a_backbone_as_the_file_itself(tmp_path, s
 
 
 def test_a_global_branch_of_another_kind_is_refused():
-    source = ConvNeur(ARCH, global_mixer=dict(type='NeuralMemory', inner_model='linear'))
-    other = ConvNeur(ARCH, global_mixer=dict(type='NeuralMemory', inner_model='gated'))
+    source = ConvNeur(ARCH, global_mixer=dict(type='ChunkedNeuralMemory', inner_model='linear'))
+    other = ConvNeur(ARCH, global_mixer=dict(type='ChunkedNeuralMemory', inner_model='gated'))
     with pytest.raises(UsageError, match='arch and global_mixer as the checkpoint'):
         other.load_state_dict(source.state_dict(), strict=False)
 

@@ -60,11 +60,12 @@ ROWS = {  # options of the backbone
     'PublishedNeuralMemory': mixer('PublishedNeuralMemory'),
     'NonLocal': mixer('NonLocal'),
     'CBAM': mixer('CBAM'),
-    'read before, chunks of 196': mixer('NeuralMemory', chunk_size=196, read='before'),
-    'writes not whitened': mixer('NeuralMemory', whiten=False),
-    'inner model linear': mixer('NeuralMemory', inner_model='linear'),
-    'inner model two_layer': mixer('NeuralMemory', inner_model='two_layer'),
-    'inner model gated': mixer('NeuralMemory', inner_model='gated'),
+    'read before, chunks of 196': mixer('ChunkedNeuralMemory', chunk_size=196, read='before'),
+    'inner model linear, one step': mixer('ChunkedNeuralMemory', chunk_size=None),
+    'inner model two_layer': mixer(
+        'ChunkedNeuralMemory', chunk_size=None, inner_model='two_layer'
+    ),
+    'inner model gated': mixer('ChunkedNeuralMemory', chunk_size=None, inner_model='gated'),
     'fusion add': mixer('NeuralMemory') | dict(fusion='add'),
     'fusion concat': mixer('NeuralMemory') | dict(fusion='concat'),
     'placement block': mixer('NeuralMemory') | dict(placement='block'),

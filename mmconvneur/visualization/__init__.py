@@ -1,6 +1,6 @@
 """What a backbone does with an image, drawn: see docs/visualization.md and ``taps.py``."""
 
-from .maps import gate, projections, read_weights, slot_assignment, write_weights
+from .maps import gate, read_weights, slot_assignment, write_weights
 from .receptive_field import ReceptiveField, effective_receptive_field, square_holding
 from .taps import FusionTap, MemoryTap, Taps, capture
 
@@ -12,7 +12,6 @@ __all__ = [
     'capture',
     'effective_receptive_field',
     'gate',
-    'projections',
     'read_weights',
     'slot_assignment',
     'square_holding',

@@ -11,9 +11,8 @@ from urllib.parse import quote
 
 from matplotlib.figure import Figure
 
-from ..errors import UsageError
 from ..utils.files import write_atomically
-from . import drawing, maps
+from . import drawing
 from .drawing import Backdrop
 from .receptive_field import ReceptiveField
 from .taps import Taps
@@ -59,7 +58,14 @@ def pictures(
             '1 being an even share.',
             drawing.draw_writes(backdrop, taps.memories),
         )
-        yield from _reads(backdrop, taps, pixels)
+        for x, y in pixels:
+            yield Picture(
+                f'reads_{x}_{y}',
+                f'Read weights of pixel ({x}, {y})',
+                'The weight that each head of the memory gives to every place when the pixel at '
+                'the cross reads: how much of what was written there it gets back.',
+                drawing.draw_reads(backdrop, taps.memories, (x, y)),
+            )
     if taps.slots:
         yield Picture(
             'slots',
@@ -81,27 +87,6 @@ def pictures(
         'image, averaged over up to 16 channels, and the squares that hold half and 95 % of it.',
         drawing.draw_receptive_field(backdrop, receptive),
     )
-
-
-def _reads(
-    backdrop: Backdrop, taps: Taps, pixels: Iterable[tuple[int, int]]
-) -> Iterator[Picture | str]:
-    readable = {}
-    for name, tap in taps.memories.items():
-        try:
-            maps.read_weights(tap, 0, 0)
-        except UsageError as error:
-            yield f'Read weights of {name} are not drawn: {error}.'
-        else:
-            readable[name] = tap
-    for x, y in pixels if readable else ():
-        yield Picture(
-            f'reads_{x}_{y}',
-            f'Read weights of pixel ({x}, {y})',
-            'The weight that each head of the memory gives to every place when the pixel at the '
-            'cross reads: how much of what was written there it gets back.',
-            drawing.draw_reads(backdrop, readable, (x, y)),
-        )
 
 
 def save(folder: Path, picture: Picture, dpi: int) -> Path:

@@ -5,7 +5,7 @@ tap point                          what passes there
 =================================  ============================================
 ``ConvNeurBlock.fusion``, inputs   F_loc and the global context G, (B, C, H, W)
 ``NeuralMemory``, inputs           x, and the mask of valid pixels, (B, 1, H, W)
-``NeuralMemory.norm``, outputs     the tokens z in tiles, (B, n, C_m)
+``NeuralMemory.norm``, outputs     the tokens z, (B, H, W, C_m)
 ``<any>.affinity``, output         logits of slots and pixels, (B, S, N)
 =================================  ============================================
 
@@ -71,7 +71,6 @@ def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandl
         taps.fusions[name] = FusionTap(fusion, _first(inputs[1]))
 
     def keep_tokens(tokens: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
-        tokens = tokens.unflatten(0, x.shape[-2:])
         valid = tokens.new_ones(tokens.shape[:2]) if mask is None else _first(mask)[0]
         taps.memories[name] = MemoryTap(module, tokens, valid)
 

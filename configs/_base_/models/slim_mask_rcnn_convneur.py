@@ -2,12 +2,7 @@
 _base_ = 'mask_rcnn_convneur.py'
 model = dict(
     # PyTorch's own initialisation learns faster here than a deviation of 0.02.
-    # The memory of the released weights: a gradient step, writes that are not whitened.
-    backbone=dict(
-        arch='m1',
-        init_cfg=None,
-        global_mixer=dict(type='NeuralMemory', num_heads=4, inner_model='linear', whiten=False),
-    ),
+    backbone=dict(arch='m1', init_cfg=None),
     neck=dict(in_channels=[40, 80, 160, 320], out_channels=64, num_outs=4),
     rpn_head=dict(
         in_channels=64,

@@ -4,12 +4,7 @@ norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(
     data_preprocessor=dict(size=(192, 192)),
     # PyTorch's own initialisation learns faster here than a deviation of 0.02.
-    # The memory of the released weights: a gradient step, writes that are not whitened.
-    backbone=dict(
-        arch='m1',
-        init_cfg=None,
-        global_mixer=dict(type='NeuralMemory', num_heads=4, inner_model='linear', whiten=False),
-    ),
+    backbone=dict(arch='m1', init_cfg=None),
     decode_head=dict(in_channels=[40, 80, 160, 320], channels=64, norm_cfg=norm_cfg),
     auxiliary_head=dict(in_channels=160, channels=64, norm_cfg=norm_cfg),
 )

@@ -34,15 +34,16 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def standardised(x: Tensor, valid: Tensor | None) -> Tensor:
+def standardised(x: Tensor, dim: int, valid: Tensor | None) -> Tensor:
     """(x - mean) / deviation of each channel over the tokens of an image.
 
     Args:
         x: ``(B, C, N)``.
+        dim: C, a number where a recorded graph has none.
         valid: ``(B, 1, N)``, bool: the tokens that count, the others become 0; ``None``: all do.
     """
     if valid is None:
-        return torch.group_norm(x, x.size(1), eps=1e-6)  # each channel is a group
+        return torch.group_norm(x, dim, eps=1e-6)  # each channel is a group
     count = valid.sum(-1, keepdim=True).clamp(min=1)
     mean = x.masked_fill(~valid, 0).sum(-1, keepdim=True) / count
     centred = (x - mean).masked_fill(~valid, 0)
@@ -62,10 +63,13 @@ def masked_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
 def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     """M after 16 steps of gradient descent from M = 0 on the loss of :class:`NeuralMemory`.
 
-        M <- M - grad L(M) = P M + R,   P = I - sum_n w_n k_n^T k_n,   R = sum_n w_n k_n^T v_n
+        M <- M - grad L(M) = M + R - H M,   H = sum_n w_n k_n^T k_n,   R = sum_n w_n k_n^T v_n
 
-    From 0, t steps lead to (I + P + ... + P^{t-1}) R, so each ``R <- R + P R, P <- P P`` doubles
-    their number. The eigenvalues of P lie in [0, 1], so nothing can diverge.
+    After t steps M_t = S_t R, S_t = (1 - (1 - H)^t) / H, so that twice as many are as cheap as one:
+
+        M_2t = 2 M_t - H_t M_t,   H_2t = 2 H_t - H_t H_t,   H_t = 1 - (1 - H)^t
+
+    The eigenvalues of H lie in [0, 1], so nothing can diverge.
 
     Args:
         keys: ``(B, h, d, N)``, columns of unit length.
@@ -77,13 +81,12 @@ def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     """
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # (B h, d, N)
     weighted = weights.flatten(0, 1).unsqueeze(1) * keys
-    memory = weighted @ values.transpose(1, 2)
-    eye = torch.eye(keys.size(1), dtype=keys.dtype, device=keys.device)
-    rest = torch.baddbmm(eye, weighted, keys.transpose(1, 2), alpha=-1)  # P
+    memory, known = weighted @ values.transpose(1, 2), weighted @ keys.transpose(1, 2)
     for _ in range(DOUBLINGS - 1):
-        memory = torch.baddbmm(memory, rest, memory)
-        rest = rest @ rest
-    return torch.baddbmm(memory, rest, memory).unflatten(0, weights.shape[:2])
+        memory = torch.baddbmm(memory, known, memory, beta=2, alpha=-1)
+        known = torch.baddbmm(known, known, known, beta=2, alpha=-1)
+    memory = torch.baddbmm(memory, known, memory, beta=2, alpha=-1)
+    return memory.unflatten(0, weights.shape[:2])
 
 
 @MIXERS.register_module()
@@ -116,8 +119,9 @@ class NeuralMemory(BottleneckMixer):
         super().__init__(dim, memory_dim)
         check_num_heads(num_heads, 'memory_dim', memory_dim)
         self.num_heads = num_heads
+        self.short_conv = nn.Conv2d(memory_dim, memory_dim, 3, padding=1, groups=memory_dim)
         self.qkv = nn.Linear(memory_dim, 3 * memory_dim)
-        self.write_logits = nn.Linear(memory_dim, num_heads, bias=False)
+        self.write_logits = nn.Conv1d(memory_dim, num_heads, 1, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -127,29 +131,37 @@ class NeuralMemory(BottleneckMixer):
         # tokens that stand out. Near-equal weights would dilute a small cue among thousands of
         # tokens until its gradient is lost in noise.
         nn.init.normal_(self.write_logits.weight, std=4 * self.bottleneck_dim**-0.5)
+        with torch.no_grad():  # queries start as keys: from the start, like reads what like wrote
+            queries, keys, _ = self.qkv.weight.chunk(3)
+            queries.copy_(keys)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """As :meth:`GlobalMixer.forward`: padding is not written into the memory."""
-        valid = None
-        if mask is not None:
-            x = x.masked_fill(~mask.bool(), 0)  # a weight of zero does not stop a NaN
-            valid = mask.flatten(2).bool()  # (B, 1, N)
-        z = self.norm(self.in_proj(x.permute(0, 2, 3, 1).flatten(1, 2)))  # (B, N, C_m)
+        z = self.tokens(x, mask)
         queries, keys, values = self.project(z)
-        weights = self.write_weights(z, valid)
+        weights = self.write_weights(z, mask)
         with full_precision(x):
             memory = fit(keys, values, weights)
             read = memory.transpose(2, 3) @ queries  # (B, h, d, N)
         read = read.to(z.dtype).flatten(1, 2)  # (B, C_m, N)
         return self.project_out(read.unflatten(2, x.shape[-2:]))
 
+    def tokens(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """z, ``(B, C, H, W) -> (B, C_m, H, W)``, zero on padding whatever that holds."""
+        if mask is not None:
+            x = x.masked_fill(~mask.bool(), 0)
+        z = self.norm(self.in_proj(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return z if mask is None else z.masked_fill(~mask.bool(), 0)
+
     def project(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k and v, ``(B, N, C_m) -> (B, h, d, N)`` each, q and k of unit length."""
-        qkv = widened(self.qkv(z)).unflatten(2, (3, self.num_heads, -1))
+        """q, k and v, ``(B, C_m, H, W) -> (B, h, d, N)`` each, q and k of unit length."""
+        qkv = self.qkv(self.short_conv(z).permute(0, 2, 3, 1))  # (B, H, W, 3 C_m)
+        qkv = widened(qkv).flatten(1, 2).unflatten(2, (3, self.num_heads, -1))
         qkv = qkv.permute(2, 0, 3, 4, 1).contiguous()  # (3, B, h, d, N): tokens last, for products
         return *F.normalize(qkv[:2], dim=3, eps=1e-6), qkv[2]
 
-    def write_weights(self, z: Tensor, valid: Tensor | None) -> Tensor:
-        """w, ``(B, N, C_m) -> (B, h, N)``."""
-        rare = standardised(z.transpose(1, 2), valid).transpose(1, 2)
-        return masked_softmax(widened(self.write_logits(rare)).transpose(1, 2), valid)
+    def write_weights(self, z: Tensor, mask: Tensor | None) -> Tensor:
+        """w, ``(B, C_m, H, W) -> (B, h, N)``."""
+        valid = None if mask is None else mask.flatten(2).bool()  # (B, 1, N)
+        rare = standardised(z.flatten(2), self.bottleneck_dim, valid)
+        return masked_softmax(widened(self.write_logits(rare)), valid)
