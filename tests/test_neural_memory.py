@@ -254,11 +254,13 @@ def test_layers_are_called_once_with_all_tokens():
     for name, layer in memory.named_children():
         layer.register_forward_hook(lambda m, i, o, name=name: calls.append((name, o.shape[1])))
     before = memory(image())
-    assert sorted(calls) == sorted([
-        *((name, HEIGHT_) for name in ('in_proj', 'norm', 'qkv', 'out_proj')),
-        ('short_conv', HEADS * WIDTH),
-        ('write_logits', HEADS),
-    ])
+    assert sorted(calls) == sorted(
+        [
+            *((name, HEIGHT_) for name in ('in_proj', 'norm', 'qkv', 'out_proj')),
+            ('short_conv', HEADS * WIDTH),
+            ('write_logits', HEADS),
+        ]
+    )
     memory.out_proj.register_forward_hook(lambda layer, inputs, output: 2 * output)
     torch.testing.assert_close(memory(image()), 2 * before, rtol=0, atol=1e-10)
 
