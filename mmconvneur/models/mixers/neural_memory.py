@@ -4,7 +4,7 @@ Dimension key: B images, N = H W tokens, h heads, d head width, C channels of th
 channels of the memory.
 
 Sources: ConvNeur (arXiv 2603.19567) for the branch; Titans (arXiv 2501.00663) for the inner loss;
-ViT^3 (arXiv 2512.01643) for one batch of all tokens; DeltaNet (arXiv 2406.06484, section 3) for the
+ViT^3 (arXiv 2512.01643) for one batch of all tokens; DeltaNet (arXiv 2406.06484) for the
 short convolution. The write weights per token and the doubling of steps are this project's.
 """
 
