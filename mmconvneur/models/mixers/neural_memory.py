@@ -132,6 +132,7 @@ class NeuralMemory(BottleneckMixer):
         # tokens that stand out. Near-equal weights would dilute a small cue among thousands of
         # tokens until its gradient is lost in noise.
         nn.init.normal_(self.write_logits.weight, std=4 * self.bottleneck_dim**-0.5)
+        self.short_conv.reset_parameters()  # PyTorch's: Xavier's takes all channels for inputs
         with torch.no_grad():  # queries start as keys: from the start, like reads what like wrote
             queries, keys, _ = self.qkv.weight.chunk(3)
             queries.copy_(keys)
