@@ -11,8 +11,10 @@ import pytest
 import torch
 from mmengine.config import Config
 from steps import ROOT, build, sample_batch, train_step, wake_memory
+from test_tools import run, scalars
 
 from mmconvneur import ConvNeur
+from mmconvneur.apis.model_zoo import read_index
 from mmconvneur.models.backbones.convneur import ARCHS
 from mmconvneur.utils.configs import check_family, check_widths
 
@@ -42,10 +44,12 @@ def config_files(page: str) -> dict[str, str]:
 def rows(page: str, text: str | None = None) -> list[list[str]]:
     """The cells of all tables of a page."""
     lines = (text or (ROOT / page).read_text()).splitlines()
-    return [[c.strip(' `') for c in line.strip('|').split('|')] for line in lines if line[:1] == '|']
+    return [
+        [c.strip(' `') for c in line.strip('|').split('|')] for line in lines if line[:1] == '|'
+    ]
 
 
-# ---------------------------------------------------------------------------- configs of the README
+# ------------------------------------------------------------------------- configs of the README
 @pytest.fixture(scope='module')
 def readme_configs(tmp_path_factory) -> Path:
     """The README's files where it says, in a copy of mmseg's configs."""
@@ -90,7 +94,7 @@ def test_configs_of_the_readme_train(name, backbone, readme_configs, sample_dir)
             assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, key
 
 
-# --------------------------------------------------------------------------------- links and figures
+# ------------------------------------------------------------------------------- links and figures
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in LINK.findall(page.read_text()):
@@ -132,3 +136,68 @@ def test_costs_in_the_readme_are_those_of_the_performance_page():
     for name, (time, mebibytes) in shown.items():
         row = measured[MEASURED[name]]
         assert [time, mebibytes] == [row[ratio].split()[0], row[memory]], name
+
+
+# ---------------------------------------------------------------------------- configs of fine-tuning
+FINE_TUNING = ('my_detector', 'my_small_detector', 'my_segmentor', 'my_small_segmentor')
+BRIEFLY = dict(
+    detector=('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=4'),
+    segmentor=('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'param_scheduler=None')
+    + ('default_hooks.checkpoint.interval=2',),
+)
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory, sample_dir) -> Path:
+    """The configs of this repository beside those of the page, and the sample data."""
+    folder = tmp_path_factory.mktemp('clone')
+    (folder / 'data').symlink_to(sample_dir / 'data')
+    (folder / 'configs').mkdir()
+    for path in (ROOT / 'configs').iterdir():
+        (folder / 'configs' / path.name).symlink_to(path)
+    for name, text in config_files('docs/finetune.md').items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_the_page_has_the_configs_of_its_table():
+    files = [f'configs/{name}.py' for name in FINE_TUNING]
+    assert list(config_files('docs/finetune.md')) == files
+    assert [row[2] for row in rows('docs/finetune.md') if row[2] in files] == files
+
+
+def test_fine_tuning_names_released_models(clone):
+    names = {entry['Name'] for entry in read_index(ROOT)}
+    for name in FINE_TUNING:
+        start = Config.fromfile(clone / f'configs/{name}.py').get('load_from')
+        assert start in names if 'small' in name else start is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FINE_TUNING)
+def test_configs_of_the_page_fine_tune(name, clone, tmp_path):
+    """Some steps and an evaluation; small pictures, and a stand-in for weights that are fetched."""
+    cfg = Config.fromfile(clone / f'configs/{name}.py')
+    options = [*BRIEFLY[name.rsplit('_', 1)[1]], 'train_dataloader.num_workers=0']
+    options += ['train_dataloader.persistent_workers=False']
+    if cfg.get('load_from'):
+        start = tmp_path / 'released.pth'
+        torch.save(build(Config.fromfile(ROOT / f'configs/{cfg.load_from}.py')).state_dict(), start)
+        options.append(f'load_from={start}')
+    else:
+        options.append('model.backbone.init_cfg=None')
+        for split in ('train', 'test', 'val'):
+            pipeline = cfg[f'{split}_dataloader'].dataset.pipeline
+            for i, step in enumerate(pipeline):
+                if step.type in ('Resize', 'RandomResize'):
+                    options.append(f'{split}_dataloader.dataset.pipeline.{i}.scale=(96,96)')
+                elif step.type == 'RandomCrop':
+                    options.append(f'{split}_dataloader.dataset.pipeline.{i}.crop_size=(96,96)')
+        if cfg.default_scope == 'mmseg':
+            options.append('model.data_preprocessor.size=(96,96)')
+    run(clone, 'train', f'configs/{name}.py', '--work-dir', tmp_path, '--cfg-options', *options)
+    (log,) = tmp_path.glob('*/*.log')
+    assert scalars(tmp_path, 'coco/bbox_mAP' if cfg.default_scope == 'mmdet' else 'mIoU')
+    if cfg.get('load_from'):
+        new = 6 if name == 'my_small_detector' else 0  # weights and biases of three last layers
+        assert f' {new} shape mismatched' in log.read_text().split('neck and heads: ')[1]
