@@ -10,6 +10,7 @@ import mmseg
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from steps import ROOT, build, sample_batch, train_step, wake_memory
 from test_tools import run, scalars
 
@@ -109,7 +110,7 @@ def test_links_lead_somewhere(page):
             assert anchor in slugs, target
 
 
-@pytest.mark.parametrize('page', ['README.md'])
+@pytest.mark.parametrize('page', ['README.md', 'docs/choose.md'])
 def test_sizes_are_those_of_the_code(page):
     found = {row[0]: row for row in rows(page) if row[0] in ARCHS}
     assert set(found) == set(ARCHS)
@@ -138,7 +139,40 @@ def test_costs_in_the_readme_are_those_of_the_performance_page():
         assert [time, mebibytes] == [row[ratio].split()[0], row[memory]], name
 
 
-# ---------------------------------------------------------------------------- configs of fine-tuning
+# ------------------------------------------------------------------------- configs of other pages
+CONFIGS_OF_PAGES = [
+    (page, name)
+    for page in ('dropin', 'choose', 'backbones')
+    for name in config_files(f'docs/{page}.md')
+]
+
+
+@pytest.fixture(scope='module')
+def all_configs(tmp_path_factory) -> Path:
+    """Those of this repository, and beside their folder those of mmseg."""
+    folder = tmp_path_factory.mktemp('all')
+    for path in (Path(mmseg.__file__).parent / '.mim/configs').iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / 'ours').mkdir()
+    for path in (ROOT / 'configs').iterdir():
+        (folder / 'ours' / path.name).symlink_to(path)
+    for page, name in CONFIGS_OF_PAGES:
+        (folder / 'ours' / name).write_text(config_files(f'docs/{page}.md')[name])
+    return folder / 'ours'
+
+
+@pytest.mark.parametrize(('page', 'name'), CONFIGS_OF_PAGES)
+def test_configs_of_pages_build(page, name, all_configs):
+    cfg = Config.fromfile(all_configs / name)
+    check_family(cfg)
+    check_widths(cfg)
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert type(model.backbone).__module__.startswith('mmconvneur.')
+
+
+# --------------------------------------------------------------------------- configs of fine-tuning
 FINE_TUNING = ('my_detector', 'my_small_detector', 'my_segmentor', 'my_small_segmentor')
 BRIEFLY = dict(
     detector=('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=4'),
