@@ -139,6 +139,21 @@ def test_costs_in_the_readme_are_those_of_the_performance_page():
         assert [time, mebibytes] == [row[ratio].split()[0], row[memory]], name
 
 
+def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
+    """Four words in a row of every error stand in the code, whose strings go over several lines."""
+    code = '\n'.join(
+        path.read_text() for part in ('mmconvneur', 'tools') for path in (ROOT / part).rglob('*.py')
+    )
+    code = ' '.join(re.sub(r"""['"]\s*\n\s*f?['"]""", '', code).split())
+    page = (ROOT / 'docs' / 'troubleshooting.md').read_text()
+    errors = re.findall(r'^error: (.+)$', page, re.M)
+    assert len(errors) >= 20
+    for error in errors:
+        words = error.split()
+        runs = [' '.join(words[i : i + 4]) for i in range(len(words) - 3)]
+        assert any(run in code for run in runs), error
+
+
 # ------------------------------------------------------------------------- configs of other pages
 CONFIGS_OF_PAGES = [
     (page, name)
