@@ -140,7 +140,7 @@ def test_costs_in_the_readme_are_those_of_the_performance_page():
 
 
 def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
-    """Four words in a row of every error stand in the code, whose strings go over several lines."""
+    """Three words in a row of every error stand in the code, whose strings go over several lines."""
     code = '\n'.join(
         path.read_text() for part in ('mmconvneur', 'tools') for path in (ROOT / part).rglob('*.py')
     )
@@ -150,7 +150,7 @@ def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
     assert len(errors) >= 20
     for error in errors:
         words = error.split()
-        runs = [' '.join(words[i : i + 4]) for i in range(len(words) - 3)]
+        runs = [' '.join(words[i : i + 3]) for i in range(len(words) - 2)]
         assert any(run in code for run in runs), error
 
 
