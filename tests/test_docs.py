@@ -140,10 +140,11 @@ def test_costs_in_the_readme_are_those_of_the_performance_page():
 
 
 def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
-    """Three words in a row of every error stand in the code, whose strings go over several lines."""
+    """Three words in a row of every error stand in the code."""
     code = '\n'.join(
         path.read_text() for part in ('mmconvneur', 'tools') for path in (ROOT / part).rglob('*.py')
     )
+    # A string of several lines counts as one.
     code = ' '.join(re.sub(r"""['"]\s*\n\s*f?['"]""", '', code).split())
     page = (ROOT / 'docs' / 'troubleshooting.md').read_text()
     errors = re.findall(r'^error: (.+)$', page, re.M)
