@@ -16,6 +16,7 @@ from test_tools import run, scalars
 
 from mmconvneur import ConvNeur
 from mmconvneur.apis.model_zoo import read_index
+from mmconvneur.engine.checkpoints import latest_checkpoint
 from mmconvneur.models.backbones.convneur import ARCHS
 from mmconvneur.utils.configs import check_family, check_widths
 
@@ -251,3 +252,17 @@ def test_configs_of_the_page_fine_tune(name, clone, tmp_path):
     if cfg.get('load_from'):
         new = 6 if name == 'my_small_detector' else 0  # weights and biases of three last layers
         assert f' {new} shape mismatched' in log.read_text().split('neck and heads: ')[1]
+        look_at_results(clone, f'configs/{name}.py', latest_checkpoint(tmp_path), tmp_path)
+
+
+def look_at_results(clone: Path, config: str, checkpoint: Path, folder: Path) -> None:
+    """The page's other commands."""
+    run(clone, 'browse_dataset', config, '--out-dir', folder / 'train', '-n', 2)
+    assert len(list((folder / 'train').iterdir())) == 2
+    run(clone, 'test', config, checkpoint, '--work-dir', folder / 'test')
+    images = 'data/sample/images/val'
+    run(
+        *(clone, 'demo', images, '--model', config, '--checkpoint', checkpoint),
+        *('--out-dir', folder / 'val'),
+    )
+    assert len(list((folder / 'val').iterdir())) == len(list((clone / images).iterdir()))
