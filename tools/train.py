@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mmconvneur.apis.model_zoo import find_weights
 from mmconvneur.engine.checkpoints import ATOMIC, latest_checkpoint
 from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook, ResumeHook
 from mmconvneur.engine.loops import ResumableEpochLoop
@@ -19,7 +20,6 @@ from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
 from mmconvneur.utils.configs import check_data, load_config
 from mmconvneur.utils.runner import build_runner, set_work_dir
-from mmconvneur.weights.reading import locate
 
 
 @one_line_errors
@@ -47,7 +47,7 @@ def main() -> None:
     if args.resume:
         resume(cfg, args.resume)
     if cfg.get('load_from'):
-        cfg.load_from = str(locate(cfg.load_from))
+        cfg.load_from = str(find_weights(cfg.load_from))
     if args.tensorboard:
         use_tensorboard(cfg)
     if cfg.train_cfg.get('type') == 'EpochBasedTrainLoop' or cfg.train_cfg.pop('by_epoch', False):

@@ -1,0 +1,268 @@
+"""What README and docs show: configs that run, links that lead somewhere, figures that agree."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import mmseg
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from steps import ROOT, build, sample_batch, train_step, wake_memory
+from test_tools import run, scalars
+
+from mmconvneur import ConvNeur
+from mmconvneur.apis.model_zoo import read_index
+from mmconvneur.engine.checkpoints import latest_checkpoint
+from mmconvneur.models.backbones.convneur import ARCHS
+from mmconvneur.utils.configs import check_family, check_widths
+
+PAGES = [*(ROOT / name for name in ('README.md', 'CONTRIBUTING.md')), *ROOT.glob('docs/*.md')]
+LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
+# Before and after, by the name in the first line of each file.
+README_CONFIGS = {
+    'mask_rcnn_r50': 'ResNet',
+    'mask_rcnn_convneur_t': 'ConvNeur',
+    'upernet_r50': 'ResNetV1c',
+    'upernet_convneur_t': 'ConvNeur',
+}
+# Backbone of the README's table -> its row in docs/performance.md.
+MEASURED = {
+    'ConvNeXt-T (Hugging Face)': 'hf-convnext-t@channels_last',
+    'ConvNeur-T': 'convneur-t',
+    'Swin-T (mmdet)': 'swin-t',
+}
+
+
+def config_files(page: str) -> dict[str, str]:
+    """Path in the comment of the first line -> text, of every Python block that has one."""
+    blocks = re.findall(r'^```python\n(.*?)^```', (ROOT / page).read_text(), re.M | re.S)
+    return {m[1]: block for block in blocks if (m := re.match(r'# (\S+\.py)\n', block))}
+
+
+def rows(page: str, text: str | None = None) -> list[list[str]]:
+    """The cells of all tables of a page."""
+    lines = (text or (ROOT / page).read_text()).splitlines()
+    return [
+        [c.strip(' `') for c in line.strip('|').split('|')] for line in lines if line[:1] == '|'
+    ]
+
+
+# ------------------------------------------------------------------------- configs of the README
+@pytest.fixture(scope='module')
+def readme_configs(tmp_path_factory) -> Path:
+    """The README's files where it says, in a copy of mmseg's configs."""
+    folder = tmp_path_factory.mktemp('configs')
+    shutil.copytree(Path(mmseg.__file__).parent / '.mim/configs/_base_', folder / '_base_')
+    (folder / 'upernet').mkdir()
+    for name, text in config_files('README.md').items():
+        (folder / 'upernet' / name).write_text(text)
+    return folder / 'upernet'
+
+
+def test_the_readme_has_each_config_once():
+    assert sorted(config_files('README.md')) == sorted(f'{name}.py' for name in README_CONFIGS)
+
+
+def test_the_readme_names_the_weights_that_the_configs_do(readme_configs):
+    shipped = Config.fromfile(ROOT / 'configs' / 'mask_rcnn_convneur_t_coco.py')
+    for name in ('mask_rcnn_convneur_t', 'upernet_convneur_t'):
+        init_cfg = Config.fromfile(readme_configs / f'{name}.py').model.backbone.init_cfg
+        assert init_cfg == shipped.model.backbone.init_cfg
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('name', 'backbone'), README_CONFIGS.items())
+def test_configs_of_the_readme_train(name, backbone, readme_configs, sample_dir):
+    """As they stand, but without the download and on small pictures."""
+    cfg = Config.fromfile(readme_configs / f'{name}.py')
+    check_family(cfg)
+    check_widths(cfg)
+    cfg.model.backbone.init_cfg = None
+    if cfg.default_scope == 'mmseg':
+        cfg.model.pretrained = None
+        cfg.model.data_preprocessor.size = (96, 96)
+    model = build(cfg)
+    assert type(model.backbone).__name__ == backbone
+    wake_memory(model.backbone)
+    losses = train_step(model, sample_batch(cfg.default_scope, sample_dir, 'train'))
+    assert losses and all(0 <= loss < 1000 for loss in losses.values()), losses
+    if backbone == 'ConvNeur':
+        assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=1e-4, weight_decay=0.05)
+        for key, parameter in model.backbone.named_parameters():
+            assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, key
+
+
+# ------------------------------------------------------------------------------- links and figures
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in LINK.findall(page.read_text()):
+        path, _, anchor = target.partition('#')
+        if '://' in target:
+            continue
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        if anchor:
+            titles = re.findall(r'^#+ (.+)$', file.read_text(), re.M)
+            slugs = {re.sub(r'[^\w\- ]', '', t).strip().lower().replace(' ', '-') for t in titles}
+            assert anchor in slugs, target
+
+
+@pytest.mark.parametrize('page', ['README.md', 'docs/choose.md'])
+def test_sizes_are_those_of_the_code(page):
+    found = {row[0]: row for row in rows(page) if row[0] in ARCHS}
+    assert set(found) == set(ARCHS)
+    for arch, row in found.items():
+        channels = ARCHS[arch]['channels']
+        assert row[1] == ', '.join(map(str, channels))
+        with torch.device('meta'):
+            net = ConvNeur(arch, out_indices=(-1,), init_cfg=None)
+        count = sum(p.numel() for p in net.parameters()) + 1000 * channels[-1] + 1000
+        assert row[2] == f'{count / 1e6:.1f}', arch
+
+
+def test_costs_in_the_readme_are_those_of_the_performance_page():
+    page = (ROOT / 'docs' / 'performance.md').read_text()
+    section = page.split('\n## Detection size', 1)[1].split('\n## ', 1)[0]
+    measured = {}
+    for row in rows('', section):
+        measured.setdefault(row[0], row)  # the first table
+    header = measured['backbone']
+    ratio = next(i for i, title in enumerate(header) if title.startswith('time /'))
+    memory = header.index('MiB')
+    shown = {row[0]: row[1:] for row in rows('README.md') if row[0] in MEASURED}
+    assert set(shown) == set(MEASURED)
+    for name, (time, mebibytes) in shown.items():
+        row = measured[MEASURED[name]]
+        assert [time, mebibytes] == [row[ratio].split()[0], row[memory]], name
+
+
+def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
+    """Three words in a row of every error stand in the code."""
+    code = '\n'.join(
+        path.read_text() for part in ('mmconvneur', 'tools') for path in (ROOT / part).rglob('*.py')
+    )
+    # A string of several lines counts as one.
+    code = ' '.join(re.sub(r"""['"]\s*\n\s*f?['"]""", '', code).split())
+    page = (ROOT / 'docs' / 'troubleshooting.md').read_text()
+    errors = re.findall(r'^error: (.+)$', page, re.M)
+    assert len(errors) >= 20
+    for error in errors:
+        words = error.split()
+        runs = [' '.join(words[i : i + 3]) for i in range(len(words) - 2)]
+        assert any(run in code for run in runs), error
+
+
+# ------------------------------------------------------------------------- configs of other pages
+CONFIGS_OF_PAGES = [
+    (page, name)
+    for page in ('dropin', 'choose', 'backbones')
+    for name in config_files(f'docs/{page}.md')
+]
+
+
+@pytest.fixture(scope='module')
+def all_configs(tmp_path_factory) -> Path:
+    """Those of this repository, and beside their folder those of mmseg."""
+    folder = tmp_path_factory.mktemp('all')
+    for path in (Path(mmseg.__file__).parent / '.mim/configs').iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / 'ours').mkdir()
+    for path in (ROOT / 'configs').iterdir():
+        (folder / 'ours' / path.name).symlink_to(path)
+    for page, name in CONFIGS_OF_PAGES:
+        (folder / 'ours' / name).write_text(config_files(f'docs/{page}.md')[name])
+    return folder / 'ours'
+
+
+@pytest.mark.parametrize(('page', 'name'), CONFIGS_OF_PAGES)
+def test_configs_of_pages_build(page, name, all_configs):
+    cfg = Config.fromfile(all_configs / name)
+    check_family(cfg)
+    check_widths(cfg)
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert type(model.backbone).__module__.startswith('mmconvneur.')
+
+
+# --------------------------------------------------------------------------- configs of fine-tuning
+FINE_TUNING = ('my_detector', 'my_small_detector', 'my_segmentor', 'my_small_segmentor')
+BRIEFLY = dict(
+    detector=('train_cfg.max_epochs=1', 'train_dataloader.dataset.indices=4'),
+    segmentor=('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'param_scheduler=None')
+    + ('default_hooks.checkpoint.interval=2',),
+)
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory, sample_dir) -> Path:
+    """The configs of this repository beside those of the page, and the sample data."""
+    folder = tmp_path_factory.mktemp('clone')
+    (folder / 'data').symlink_to(sample_dir / 'data')
+    (folder / 'configs').mkdir()
+    for path in (ROOT / 'configs').iterdir():
+        (folder / 'configs' / path.name).symlink_to(path)
+    for name, text in config_files('docs/finetune.md').items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_the_page_has_the_configs_of_its_table():
+    files = [f'configs/{name}.py' for name in FINE_TUNING]
+    assert list(config_files('docs/finetune.md')) == files
+    assert [row[2] for row in rows('docs/finetune.md') if row[2] in files] == files
+
+
+def test_fine_tuning_names_released_models(clone):
+    names = {entry['Name'] for entry in read_index(ROOT)}
+    for name in FINE_TUNING:
+        start = Config.fromfile(clone / f'configs/{name}.py').get('load_from')
+        assert start in names if 'small' in name else start is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', FINE_TUNING)
+def test_configs_of_the_page_fine_tune(name, clone, tmp_path):
+    """Some steps and an evaluation; small pictures, and a stand-in for weights that are fetched."""
+    cfg = Config.fromfile(clone / f'configs/{name}.py')
+    options = [*BRIEFLY[name.rsplit('_', 1)[1]], 'train_dataloader.num_workers=0']
+    options += ['train_dataloader.persistent_workers=False']
+    if cfg.get('load_from'):
+        start = tmp_path / 'released.pth'
+        torch.save(build(Config.fromfile(ROOT / f'configs/{cfg.load_from}.py')).state_dict(), start)
+        options.append(f'load_from={start}')
+    else:
+        options.append('model.backbone.init_cfg=None')
+        for split in ('train', 'test', 'val'):
+            pipeline = cfg[f'{split}_dataloader'].dataset.pipeline
+            for i, step in enumerate(pipeline):
+                if step.type in ('Resize', 'RandomResize'):
+                    options.append(f'{split}_dataloader.dataset.pipeline.{i}.scale=(96,96)')
+                elif step.type == 'RandomCrop':
+                    options.append(f'{split}_dataloader.dataset.pipeline.{i}.crop_size=(96,96)')
+        if cfg.default_scope == 'mmseg':
+            options.append('model.data_preprocessor.size=(96,96)')
+    run(clone, 'train', f'configs/{name}.py', '--work-dir', tmp_path, '--cfg-options', *options)
+    (log,) = tmp_path.glob('*/*.log')
+    assert scalars(tmp_path, 'coco/bbox_mAP' if cfg.default_scope == 'mmdet' else 'mIoU')
+    if cfg.get('load_from'):
+        new = 6 if name == 'my_small_detector' else 0  # weights and biases of three last layers
+        assert f' {new} shape mismatched' in log.read_text().split('neck and heads: ')[1]
+        look_at_results(clone, f'configs/{name}.py', latest_checkpoint(tmp_path), tmp_path)
+
+
+def look_at_results(clone: Path, config: str, checkpoint: Path, folder: Path) -> None:
+    """The page's other commands."""
+    run(clone, 'browse_dataset', config, '--out-dir', folder / 'train', '-n', 2)
+    assert len(list((folder / 'train').iterdir())) == 2
+    run(clone, 'test', config, checkpoint, '--work-dir', folder / 'test')
+    images = 'data/sample/images/val'
+    run(
+        *(clone, 'demo', images, '--model', config, '--checkpoint', checkpoint),
+        *('--out-dir', folder / 'val'),
+    )
+    assert len(list((folder / 'val').iterdir())) == len(list((clone / images).iterdir()))
