@@ -19,7 +19,7 @@ from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
 from mmconvneur.utils.configs import check_data, load_config
 from mmconvneur.utils.runner import build_runner, set_work_dir
-from mmconvneur.weights.reading import locate
+from mmconvneur.weights.files import locate
 
 
 @one_line_errors
