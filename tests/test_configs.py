@@ -26,12 +26,12 @@ SHIPPED = sorted(path.stem for path in CONFIGS.glob('*.py'))
 RESNETS = ['mask_rcnn_spatial_bias_r50_coco', 'upernet_spatial_bias_r50_ade20k']
 BASELINES = ['mask_rcnn_r18_sample', *RESNETS]  # another backbone, to compare with
 PROMISED = [
-    *(f'mask_rcnn_convneur_{size}_coco' for size in ('m1', 'm2', 'm3', 'm4', 't', 's', 'b')),
+    *(f'mask_rcnn_convneur_{size}_coco' for size in ('m1', 'm2', 'm3', 'm4', *'tsbl')),
     *(f'mask_rcnn_convneur_t_{mixer}_coco' for mixer in ('glmix', 'spatial_bias', 'attention')),
     'mask_rcnn_convneur_t_local_coco',
-    *(f'mask_rcnn_convneur_{size}_3x_coco' for size in ('t', 's', 'b')),
+    *(f'mask_rcnn_convneur_{size}_3x_coco' for size in 'tsbl'),
     *(f'cascade_mask_rcnn_convneur_{size}_coco' for size in ('m2', 't')),
-    *(f'upernet_convneur_{size}_ade20k' for size in ('m4', 't', 's', 'b')),
+    *(f'upernet_convneur_{size}_ade20k' for size in ('m4', *'tsbl')),
     'semantic_fpn_convneur_m2_ade20k',
     'mask_rcnn_convneur_m1_sample',
     'upernet_convneur_m1_sample',
@@ -124,15 +124,17 @@ def test_learning_rate_is_meant_for_the_batch_of_the_header(name):
 @pytest.mark.parametrize('name', sorted(set(PROMISED) - set(RESNETS)))
 def test_sizes_of_convnext_start_from_its_weights_and_the_others_from_scratch(name):
     backbone = load(name).model.backbone
-    full_names = dict(t='tiny', s='small', b='base')
+    in1k = '_3rdparty_32xb128-noema_in1k_'
+    files = dict(t=f'tiny{in1k}', s=f'small{in1k}', b=f'base{in1k}', l='large_3rdparty_in21k_')
     header = (CONFIGS / f'{name}.py').read_text().split('_base_')[0]
-    if backbone.arch not in full_names:
+    if backbone.arch not in files:
         assert backbone.get('init_cfg') is None and 'ConvNeXt' not in header
         return
     assert backbone.init_cfg.type == 'Pretrained'
     file = backbone.init_cfg.checkpoint.rsplit('/', 1)[1]
-    assert file.startswith(f'convnext-{full_names[backbone.arch]}_3rdparty_32xb128-noema_in1k_')
-    assert f'starts from ConvNeXt-{backbone.arch.upper()} of ImageNet-1K' in header
+    assert file.startswith(f'convnext-{files[backbone.arch]}')
+    images = 'ImageNet-21K' if 'in21k' in file else 'ImageNet-1K'
+    assert f'starts from ConvNeXt-{backbone.arch.upper()} of {images}' in header
 
 
 @pytest.mark.parametrize('name', FAMILIES)

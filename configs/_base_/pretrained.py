@@ -1,5 +1,6 @@
 # ConvNeXt of ImageNet-1K (224 x 224), the files of MMDetection's and MMSegmentation's own configs.
-# With a neutral gate ConvNeur-T, -S, -B compute the same; names are converted while they load.
+# With a neutral gate ConvNeur-T, -S, -B, -L compute the same; names are converted while they load.
+# L is of ImageNet-21K, as in MMSegmentation's config of it.
 url = 'https://mmassets.onedl.ai/mmclassification/v0/convnext/downstream/'
 convnext = dict(
     t=dict(
@@ -13,6 +14,10 @@ convnext = dict(
     b=dict(
         type='Pretrained',
         checkpoint=url + 'convnext-base_3rdparty_32xb128-noema_in1k_20220301-2a0ee547.pth',
+    ),
+    l=dict(
+        type='Pretrained',
+        checkpoint=url + 'convnext-large_3rdparty_in21k_20220301-e6e0ea0a.pth',
     ),
 )
 del url
