@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,6 +34,7 @@ from transformers import (
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.weights import read_checkpoint
+from mmconvneur.weights.files import fetch
 
 WRAPPERS = ['', 'module.', 'backbone.', '_orig_mod.', 'teacher.backbone.', 'model_ema.module.']
 
@@ -195,3 +198,27 @@ def test_an_index_without_its_files_is_refused(parts, tmp_path):
         parts.write_text(content)
         with pytest.raises(UsageError, match=f'{parts} is damaged or no checkpoint'):
             read_checkpoint(parts)
+
+
+@pytest.mark.parametrize('code', [401, 403])
+def test_a_gated_file_is_named_with_its_place(code, server, tmp_path, monkeypatch):
+    folder, url = server
+    monkeypatch.setattr(
+        http.server.SimpleHTTPRequestHandler, 'do_GET', lambda self: self.send_error(code)
+    )
+    with pytest.raises(UsageError) as refused:
+        start(f'{url}/dinov3_convnext_tiny-21b726bb.pth')
+    place = tmp_path / 'cache' / 'checkpoints' / 'dinov3_convnext_tiny-21b726bb.pth'
+    message = str(refused.value)
+    assert f'is gated (HTTP Error {code}' in message and '\n' not in message
+    assert f'accept its licence, download it and put it at {place};' in message
+
+
+def test_a_gated_file_is_taken_from_its_place(parts, dinov3, server):
+    """Downloaded by hand, it is found where the message says."""
+    _, url = server
+    with pytest.raises(UsageError) as refused:
+        fetch(f'{url}/model.safetensors')
+    place = Path(re.search('put it at (.*)', str(refused.value))[1])
+    save_file(read_checkpoint(parts), place)
+    assert_maps_of_dinov3(start(f'{url}/model.safetensors'), dinov3)
