@@ -5,6 +5,6 @@
 # Result:   not trained here; starts from ConvNeXt-L of ImageNet-21K, downloaded on the first run.
 _base_ = 'mask_rcnn_convneur_t_3x_coco.py'
 model = dict(
-    backbone=dict(arch='l', drop_path_rate=0.7, init_cfg=_base_.convnext.l),
+    backbone=dict(arch='l', drop_path_rate=0.7, init_cfg=_base_.convnext_in21k.l),
     neck=dict(in_channels=[192, 384, 768, 1536]),
 )

@@ -5,7 +5,7 @@
 # Result:   not trained here; starts from ConvNeXt-L of ImageNet-21K, downloaded on the first run.
 _base_ = 'upernet_convneur_t_ade20k.py'
 model = dict(
-    backbone=dict(arch='l', init_cfg=_base_.convnext.l),
+    backbone=dict(arch='l', init_cfg=_base_.convnext_in21k.l),
     decode_head=dict(in_channels=[192, 384, 768, 1536]),
     auxiliary_head=dict(in_channels=768),
 )

@@ -25,6 +25,7 @@ from steps import (
 SHIPPED = sorted(path.stem for path in CONFIGS.glob('*.py'))
 RESNETS = ['mask_rcnn_spatial_bias_r50_coco', 'upernet_spatial_bias_r50_ade20k']
 BASELINES = ['mask_rcnn_r18_sample', *RESNETS]  # another backbone, to compare with
+FULL_NAMES = dict(t='tiny', s='small', b='base', l='large')
 DINOV3 = {
     f'{name}_{size}_dinov3_{data}': size
     for name, data in (('mask_rcnn_convneur', 'coco'), ('upernet_convneur', 'ade20k'))
@@ -40,6 +41,8 @@ PROMISED = [
     'semantic_fpn_convneur_m2_ade20k',
     'mask_rcnn_convneur_m1_sample',
     'upernet_convneur_m1_sample',
+    'mask_rcnn_convneur_b_in21k_coco',
+    'upernet_convneur_b_in21k_ade20k',
     *RESNETS,
     *DINOV3,
 ]
@@ -129,13 +132,10 @@ def test_learning_rate_is_meant_for_the_batch_of_the_header(name):
 
 @pytest.mark.parametrize('name', DINOV3)
 def test_dinov3_starts_from_its_own_file_which_is_asked_for_and_learns_slowly(name):
-    cfg, size = load(name), DINOV3[name]
-    files = dict(t='tiny', s='small', b='base', l='large')
+    cfg, size = load(name), FULL_NAMES[DINOV3[name]]
     url, file = cfg.model.backbone.init_cfg.checkpoint.rsplit('/', 1)
-    assert url.endswith(f'/dinov3/dinov3_convnext_{files[size]}')
-    assert re.fullmatch(
-        rf'dinov3_convnext_{files[size]}_pretrain_lvd1689m-[0-9a-f]{{8}}\.pth', file
-    )
+    assert url.endswith(f'/dinov3/dinov3_convnext_{size}')
+    assert re.fullmatch(rf'dinov3_convnext_{size}_pretrain_lvd1689m-[0-9a-f]{{8}}\.pth', file)
     assert cfg.optim_wrapper.constructor == 'mmconvneur.LearningRateDecayOptimWrapperConstructor'
     assert cfg.optim_wrapper.paramwise_cfg == dict(layer_decay_rate=0.9)
     header = (CONFIGS / f'{name}.py').read_text().split('_base_')[0]
@@ -148,16 +148,16 @@ def test_dinov3_starts_from_its_own_file_which_is_asked_for_and_learns_slowly(na
 @pytest.mark.parametrize('name', sorted(set(PROMISED) - {*RESNETS, *DINOV3}))
 def test_sizes_of_convnext_start_from_its_weights_and_the_others_from_scratch(name):
     backbone = load(name).model.backbone
-    in1k = '_3rdparty_32xb128-noema_in1k_'
-    files = dict(t=f'tiny{in1k}', s=f'small{in1k}', b=f'base{in1k}', l='large_3rdparty_in21k_')
     header = (CONFIGS / f'{name}.py').read_text().split('_base_')[0]
-    if backbone.arch not in files:
+    if backbone.arch not in FULL_NAMES:
         assert backbone.get('init_cfg') is None and 'ConvNeXt' not in header
         return
     assert backbone.init_cfg.type == 'Pretrained'
     file = backbone.init_cfg.checkpoint.rsplit('/', 1)[1]
-    assert file.startswith(f'convnext-{files[backbone.arch]}')
-    images = 'ImageNet-21K' if 'in21k' in file else 'ImageNet-1K'
+    in21k = backbone.arch == 'l' or '_in21k_' in name
+    kind = '_3rdparty_in21k_' if in21k else '_3rdparty_32xb128-noema_in1k_'
+    assert file.startswith(f'convnext-{FULL_NAMES[backbone.arch]}{kind}')
+    images = 'ImageNet-21K' if in21k else 'ImageNet-1K'
     assert f'starts from ConvNeXt-{backbone.arch.upper()} of {images}' in header
 
 

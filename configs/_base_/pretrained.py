@@ -1,6 +1,5 @@
 # ConvNeXt of ImageNet-1K (224 x 224), the files of MMDetection's and MMSegmentation's own configs.
-# With a neutral gate ConvNeur-T, -S, -B, -L compute the same; names are converted while they load.
-# L is of ImageNet-21K, as in MMSegmentation's config of it.
+# With a neutral gate ConvNeur-T, -S, -B compute the same; names are converted while they load.
 url = 'https://mmassets.onedl.ai/mmclassification/v0/convnext/downstream/'
 convnext = dict(
     t=dict(
@@ -14,6 +13,13 @@ convnext = dict(
     b=dict(
         type='Pretrained',
         checkpoint=url + 'convnext-base_3rdparty_32xb128-noema_in1k_20220301-2a0ee547.pth',
+    ),
+)
+# ConvNeXt of ImageNet-21K (224 x 224), the files of MMSegmentation's own configs.
+convnext_in21k = dict(
+    b=dict(
+        type='Pretrained',
+        checkpoint=url + 'convnext-base_3rdparty_in21k_20220301-262fd037.pth',
     ),
     l=dict(
         type='Pretrained',
