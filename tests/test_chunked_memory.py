@@ -274,7 +274,12 @@ def test_one_corner_reaches_the_opposite_one_through_the_memory_only():
         cfg = dict(type='ChunkedNeuralMemory', inner_model=inner_model, chunk_size=None)
         assert corner_response(global_mixer=cfg) > 1e-9  # float64 noise: 1e-15
     # Written after everybody has read: with one chunk nothing crosses the image.
-    assert corner_response(global_mixer=dict(type='ChunkedNeuralMemory', chunk_size=None, read='before')) == 0
+    assert (
+        corner_response(
+            global_mixer=dict(type='ChunkedNeuralMemory', chunk_size=None, read='before')
+        )
+        == 0
+    )
 
 
 @pytest.mark.parametrize(

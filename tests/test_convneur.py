@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import torch
 from mmcv.ops import RoIAlign
+from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.models.backbones.convneur import ARCHS
+from mmconvneur.models.layers import tiles
 from mmconvneur.models.layers.tokens import pool_tokens, spread_tokens
 
 TINY = dict(channels=(8, 16, 24, 40), depths=(1, 2, 1, 1), mlp_ratio=2, kernel_size=5)
@@ -168,18 +172,26 @@ def test_short_and_scoped_name_build_from_every_scope():
                 assert isinstance(MODELS.build(dict(type=name, **cfg)), ConvNeur)
 
 
+def chunked(**cfg) -> dict:
+    return dict(global_mixer=dict(type='ChunkedNeuralMemory', num_heads=2, **cfg))
+
+
 @pytest.mark.parametrize(
     'cfg',
-    [dict(global_mixer=dict(type='ChunkedNeuralMemory', num_heads=2, inner_model=m)) for m in
-     ('linear', 'two_layer', 'gated')]
-    + [dict(), dict(token_stride=1), dict(token_stride=16), dict(fusion='add'), dict(fusion='concat', placement='block'), dict(placement=[1, 3]),
-       dict(global_mixer=None), dict(global_mixer=[None, MEMORY, None, MEMORY]),
-       dict(out_indices=(1,)),
-       dict(global_mixer=dict(type='ChunkedNeuralMemory', num_heads=2, chunk_size=5)),
-       dict(global_mixer=dict(type='ChunkedNeuralMemory', num_heads=2, chunk_size=5,
-                              read='before'))],
+    [
+        *(chunked(inner_model=name) for name in ('linear', 'two_layer', 'gated')),
+        *(dict(token_stride=stride) for stride in (1, 8, 16)),
+        dict(fusion='add'),
+        dict(fusion='concat', placement='block'),
+        dict(placement=[1, 3]),
+        dict(global_mixer=None),
+        dict(global_mixer=[None, MEMORY, None, MEMORY]),
+        dict(out_indices=(1,)),
+        chunked(chunk_size=5),
+        chunked(chunk_size=5, read='before'),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_every_parameter_gets_a_gradient(cfg):
     for name, gradient in gradients(tiny(**cfg).double(), image(131, 163).double()).items():
         assert gradient.abs().max() > 0, name
@@ -249,6 +261,48 @@ def test_drop_path_rises_linearly_and_is_off_in_eval():
     net.eval()
     for a, b in zip(net(image()), tiny().eval()(image()), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('grad', [True, False])
+def test_every_layer_is_called_once_with_the_whole_batch(grad, monkeypatch):
+    """Recorders, adapters and Grad-CAM hear each layer once, also where a CPU works in tiles."""
+    monkeypatch.setattr(tiles, 'TILE', 11)
+    net, calls = tiny().eval(), {}
+    with torch.set_grad_enabled(grad):
+        expected = net(image())
+        for name, module in net.named_modules():
+            module.register_forward_hook(
+                lambda m, i, out, name=name: calls.setdefault(name, []).append(out)
+            )
+        outs = net(image())
+    for a, b in zip(outs, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    silent = {n for n, m in net.named_modules() if isinstance(m, (nn.ModuleList, nn.Identity))}
+    assert set(calls) == {name for name, _ in net.named_modules()} - silent
+    for name, outputs in calls.items():
+        assert len(outputs) == 1, name
+        assert name == '' or outputs[0].size(0) == 2, name
+
+
+def test_a_hook_can_change_what_a_layer_returns():
+    net = tiny().eval()
+    before = net(image())[0]
+    for part in ('pointwise_conv1', 'act'):
+        layer = getattr(net.stages[0][0].local_branch, part)
+        with layer.register_forward_hook(lambda m, i, out: 0 * out):
+            changed = net(image())[0]
+        assert (changed - before).abs().max() > 1e-3
+    torch.testing.assert_close(net(image())[0], before, rtol=0, atol=0)
+
+
+def test_flops_are_counted_by_mmengine():
+    """Products of every layer and of the memory; of its inner steps, d x d, it knows none."""
+    net, x = ConvNeur('m1').eval(), torch.zeros(1, 3, 224, 224)
+    found = FlopAnalyzer(net, x).unsupported_ops_warnings(False).by_operator()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(x)
+    products = sum(count for name, count in found.items() if 'norm' not in name)
+    assert products == pytest.approx(counter.get_total_flops() / 2, rel=0.001)
 
 
 def test_layer_scale_of_archs_and_override():

@@ -204,6 +204,19 @@ def test_start_is_neutral_also_after_the_backbone_initialised():
     assert memory(image().float()).abs().max() == 0
 
 
+def test_what_passes_has_unit_scale_at_the_start():
+    """Tokens, convolution and values, whatever the width: none is lost in the next."""
+    torch.manual_seed(0)
+    for dim in (40, 768):
+        memory = NeuralMemory(dim)
+        memory.init_weights()
+        z = torch.randn(1, memory.bottleneck_dim, 19, 23)
+        queries, keys, values = memory.project(z)
+        assert 0.3 < memory.short_conv(z).std() < 1 and 0.3 < values.std() < 1
+        # As queries start as keys, every token finds itself.
+        torch.testing.assert_close(queries, keys, rtol=0, atol=0)
+
+
 def test_a_head_has_eight_channels_at_least():
     sizes = [NeuralMemory(dim).qkv.in_features for dim in (40, 96, 192, 384, 768)]
     assert sizes == [64, 64, 96, 192, 384]
@@ -254,11 +267,13 @@ def test_layers_are_called_once_with_all_tokens():
     for name, layer in memory.named_children():
         layer.register_forward_hook(lambda m, i, o, name=name: calls.append((name, o.shape[1])))
     before = memory(image())
-    assert sorted(calls) == sorted([
-        *((name, HEIGHT_) for name in ('in_proj', 'norm', 'qkv', 'out_proj')),
-        ('short_conv', HEADS * WIDTH),
-        ('write_logits', HEADS),
-    ])
+    assert sorted(calls) == sorted(
+        [
+            *((name, HEIGHT_) for name in ('in_proj', 'norm', 'qkv', 'out_proj')),
+            ('short_conv', HEADS * WIDTH),
+            ('write_logits', HEADS),
+        ]
+    )
     memory.out_proj.register_forward_hook(lambda layer, inputs, output: 2 * output)
     torch.testing.assert_close(memory(image()), 2 * before, rtol=0, atol=1e-10)
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from steps import build
 from test_tools import TOOLS
 
+from mmconvneur import ConvNeur
 from mmconvneur.apis.model_zoo import metrics_of, read_index, released
 from mmconvneur.utils.files import HOME
 from mmconvneur.weights import read_state_dict
@@ -42,6 +44,17 @@ def test_maps_of_a_fixed_input_are_the_golden_ones(name):
     for ours, theirs in zip(golden_maps(model.backbone), expected, strict=True):
         assert theirs.std() > 0.1
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ENTRIES)
+def test_a_released_backbone_is_the_default_of_its_arch(name):
+    """What users get when they name the arch alone is what the released weights show."""
+    cfg = Config.fromfile(released(name).config).model.backbone.to_dict()
+    init_default_scope('mmengine')
+    parts = [MODELS.build(dict(cfg, init_cfg=None)), ConvNeur(cfg['arch'], init_cfg=None)]
+    assert set(cfg) <= {'type', 'arch', 'drop_path_rate', 'with_cp', 'init_cfg'}
+    ours, default = ({k: v.shape for k, v in part.state_dict().items()} for part in parts)
+    assert ours == default
 
 
 @pytest.mark.slow

@@ -27,7 +27,10 @@ def slow_pool(x, size, mask):
     """Tokens position by position, 0 for those without any valid position."""
     batch, dim, height, width = x.shape
     rows, columns = -(-height // size), -(-width // size)
-    sums, counts = torch.zeros(batch, dim, rows, columns).double(), torch.zeros(batch, rows, columns)
+    sums, counts = (
+        torch.zeros(batch, dim, rows, columns).double(),
+        torch.zeros(batch, rows, columns),
+    )
     for b in range(batch):
         for i in range(height):
             for j in range(width):

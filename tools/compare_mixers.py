@@ -62,9 +62,7 @@ ROWS = {  # options of the backbone
     'CBAM': mixer('CBAM'),
     'read before, chunks of 196': mixer('ChunkedNeuralMemory', chunk_size=196, read='before'),
     'inner model linear, one step': mixer('ChunkedNeuralMemory', chunk_size=None),
-    'inner model two_layer': mixer(
-        'ChunkedNeuralMemory', chunk_size=None, inner_model='two_layer'
-    ),
+    'inner model two_layer': mixer('ChunkedNeuralMemory', chunk_size=None, inner_model='two_layer'),
     'inner model gated': mixer('ChunkedNeuralMemory', chunk_size=None, inner_model='gated'),
     'fusion add': mixer('NeuralMemory') | dict(fusion='add'),
     'fusion concat': mixer('NeuralMemory') | dict(fusion='concat'),

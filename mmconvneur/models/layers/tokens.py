@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def pool_tokens(
-    x: Tensor, size: int, mask: Tensor | None = None
-) -> tuple[Tensor, Tensor | None]:
+def pool_tokens(x: Tensor, size: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Means over ``size`` x ``size`` positions, at the edges over those that exist.
 
     Args:

@@ -3,8 +3,9 @@
 Dimension key: B images, N = H W tokens, h heads, d head width, C channels of the block, C_m = h d
 channels of the memory.
 
-Sources: ConvNeur (arXiv 2603.19567) for the branch, ViT^3 (arXiv 2512.01643) for one inner step over
-the whole image. The write weights per token are this project's.
+Sources: ConvNeur (arXiv 2603.19567) for the branch; Titans (arXiv 2501.00663) for the inner loss;
+ViT^3 (arXiv 2512.01643) for one batch of all tokens; DeltaNet (arXiv 2406.06484) for the
+short convolution. The write weights per token and the doubling of steps are this project's.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from torch.nn import functional as F
 
 from ...registry import MIXERS
 from .base import BottleneckMixer, check_num_heads, half_width
-
 
 DOUBLINGS = 4  # of the number of gradient steps
 
@@ -93,16 +93,17 @@ def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
 class NeuralMemory(BottleneckMixer):
     """A linear memory that is fitted to the whole image, then read by every token.
 
-        z = LayerNorm(W_in x),  q, k, v = linear(z),  q and k of unit length per head
+        z = LayerNorm(W_in x),  q, k, v = linear(conv3x3(z)),  q and k of unit length per head
         w = softmax over the image of A z', per head, z' = z standardised over the image
-        M ~ argmin L,   L(M) = 1/2 sum_n w_n ||k_n M - v_n||^2      (:func:`fit`)
+        M = 16 steps of gradient descent on L(M) = 1/2 sum_n w_n ||k_n M - v_n||^2 from M = 0
         G = W_out (q M)
 
-    A softmax can pick a few tokens out of thousands; standardised, the channels in which most tokens
-    are alike do not drown those in which a few stand out. After several steps a token is read as it
-    was written although its weight is small: one step would store it in proportion to that. With
-    a weighted mean over unit keys steps need no size at any resolution, and the result does not
-    depend on the order of the tokens.
+    A softmax can pick a few tokens out of thousands. Standardised, the channels in which most
+    tokens are alike do not drown those in which a few stand out. The depthwise convolution binds
+    what lies side by side, so that one token can hold a key and its value. After 16 steps a token
+    is read almost as it was written, however small its weight; one step would store it in
+    proportion to that. With a weighted mean over unit keys steps need no size at any resolution.
+    But for the convolution, the order of the tokens does not matter.
 
     Args:
         dim: Channels C of the block.
@@ -110,7 +111,7 @@ class NeuralMemory(BottleneckMixer):
         num_heads: Heads h; must divide ``memory_dim``.
 
     Raises:
-        UsageError: If the heads do not divide C_m.
+        UsageError: If C_m is not positive or the heads do not divide it.
     """
 
     def __init__(self, dim: int, memory_dim: int | None = None, num_heads: int = 8) -> None:
@@ -131,6 +132,7 @@ class NeuralMemory(BottleneckMixer):
         # tokens that stand out. Near-equal weights would dilute a small cue among thousands of
         # tokens until its gradient is lost in noise.
         nn.init.normal_(self.write_logits.weight, std=4 * self.bottleneck_dim**-0.5)
+        self.short_conv.reset_parameters()  # PyTorch's: Xavier's takes all channels for inputs
         with torch.no_grad():  # queries start as keys: from the start, like reads what like wrote
             queries, keys, _ = self.qkv.weight.chunk(3)
             queries.copy_(keys)
