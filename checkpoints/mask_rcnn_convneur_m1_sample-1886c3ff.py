@@ -61,12 +61,7 @@ metainfo = dict(
     ])
 model = dict(
     _scope_='mmdet',
-    backbone=dict(
-        arch='m1',
-        global_mixer=dict(
-            inner_model='linear', num_heads=4, type='NeuralMemory', whiten=False),
-        init_cfg=None,
-        type='mmconvneur.ConvNeur'),
+    backbone=dict(arch='m1', init_cfg=None, type='mmconvneur.ConvNeur'),
     data_preprocessor=dict(
         bgr_to_rgb=True,
         mean=[
@@ -259,7 +254,7 @@ param_scheduler = [
         end=6,
         type='CosineAnnealingLR'),
 ]
-randomness = dict(seed=1726856798)
+randomness = dict(seed=0)
 resume = False
 test_cfg = dict(type='TestLoop')
 test_dataloader = dict(

@@ -62,7 +62,7 @@ default_hooks = dict(
     checkpoint=dict(
         backend_args=dict(backend='mmconvneur_atomic'),
         by_epoch=False,
-        interval=400,
+        interval=800,
         max_keep_ckpts=3,
         type='CheckpointHook'),
     logger=dict(interval=50, log_metric_by_epoch=False, type='LoggerHook'),
@@ -78,7 +78,7 @@ env_cfg = dict(
 load_from = None
 log_level = 'INFO'
 log_processor = dict(by_epoch=False)
-max_iters = 1200
+max_iters = 2400
 metainfo = dict(
     classes=(
         'coin',
@@ -145,12 +145,7 @@ model = dict(
         num_classes=8,
         num_convs=1,
         type='FCNHead'),
-    backbone=dict(
-        arch='m1',
-        global_mixer=dict(
-            inner_model='linear', num_heads=4, type='NeuralMemory', whiten=False),
-        init_cfg=None,
-        type='mmconvneur.ConvNeur'),
+    backbone=dict(arch='m1', init_cfg=None, type='mmconvneur.ConvNeur'),
     data_preprocessor=dict(
         bgr_to_rgb=True,
         mean=[
@@ -219,12 +214,12 @@ param_scheduler = [
     dict(
         begin=50,
         by_epoch=False,
-        end=1200,
+        end=2400,
         eta_min=0.0,
         power=1.0,
         type='PolyLR'),
 ]
-randomness = dict(seed=366035771)
+randomness = dict(seed=0)
 resume = False
 test_cfg = dict(type='TestLoop')
 test_dataloader = dict(
@@ -306,7 +301,7 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-train_cfg = dict(max_iters=1200, type='IterBasedTrainLoop', val_interval=400)
+train_cfg = dict(max_iters=2400, type='IterBasedTrainLoop', val_interval=800)
 train_dataloader = dict(
     batch_size=4,
     dataset=dict(
