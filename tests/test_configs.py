@@ -25,17 +25,26 @@ from steps import (
 SHIPPED = sorted(path.stem for path in CONFIGS.glob('*.py'))
 RESNETS = ['mask_rcnn_spatial_bias_r50_coco', 'upernet_spatial_bias_r50_ade20k']
 BASELINES = ['mask_rcnn_r18_sample', *RESNETS]  # another backbone, to compare with
+FULL_NAMES = dict(t='tiny', s='small', b='base', l='large')
+DINOV3 = {
+    f'{name}_{size}_dinov3_{data}': size
+    for name, data in (('mask_rcnn_convneur', 'coco'), ('upernet_convneur', 'ade20k'))
+    for size in 'tsbl'
+}
 PROMISED = [
-    *(f'mask_rcnn_convneur_{size}_coco' for size in ('m1', 'm2', 'm3', 'm4', 't', 's', 'b')),
+    *(f'mask_rcnn_convneur_{size}_coco' for size in ('m1', 'm2', 'm3', 'm4', *'tsbl')),
     *(f'mask_rcnn_convneur_t_{mixer}_coco' for mixer in ('glmix', 'spatial_bias', 'attention')),
     'mask_rcnn_convneur_t_local_coco',
-    *(f'mask_rcnn_convneur_{size}_3x_coco' for size in ('t', 's', 'b')),
+    *(f'mask_rcnn_convneur_{size}_3x_coco' for size in 'tsbl'),
     *(f'cascade_mask_rcnn_convneur_{size}_coco' for size in ('m2', 't')),
-    *(f'upernet_convneur_{size}_ade20k' for size in ('m4', 't', 's', 'b')),
+    *(f'upernet_convneur_{size}_ade20k' for size in ('m4', *'tsbl')),
     'semantic_fpn_convneur_m2_ade20k',
     'mask_rcnn_convneur_m1_sample',
     'upernet_convneur_m1_sample',
+    'mask_rcnn_convneur_b_in21k_coco',
+    'upernet_convneur_b_in21k_ade20k',
     *RESNETS,
+    *DINOV3,
 ]
 GLNETS = [
     f'{name}_{size}_{data}'
@@ -121,18 +130,35 @@ def test_learning_rate_is_meant_for_the_batch_of_the_header(name):
     assert cfg.auto_scale_lr == dict(enable=False, base_batch_size=batch_size)
 
 
-@pytest.mark.parametrize('name', sorted(set(PROMISED) - set(RESNETS)))
+@pytest.mark.parametrize('name', DINOV3)
+def test_dinov3_starts_from_its_own_file_which_is_asked_for_and_learns_slowly(name):
+    cfg, size = load(name), FULL_NAMES[DINOV3[name]]
+    url, file = cfg.model.backbone.init_cfg.checkpoint.rsplit('/', 1)
+    assert url.endswith(f'/dinov3/dinov3_convnext_{size}')
+    assert re.fullmatch(rf'dinov3_convnext_{size}_pretrain_lvd1689m-[0-9a-f]{{8}}\.pth', file)
+    assert cfg.optim_wrapper.constructor == 'mmconvneur.LearningRateDecayOptimWrapperConstructor'
+    assert cfg.optim_wrapper.paramwise_cfg == dict(layer_decay_rate=0.9)
+    header = (CONFIGS / f'{name}.py').read_text().split('_base_')[0]
+    assert 'under the DINOv3 License; ask for them at' in header
+    plain = load(name.replace('_dinov3', ''))
+    del cfg.model.backbone['init_cfg'], plain.model.backbone['init_cfg']
+    assert cfg.model == plain.model
+
+
+@pytest.mark.parametrize('name', sorted(set(PROMISED) - {*RESNETS, *DINOV3}))
 def test_sizes_of_convnext_start_from_its_weights_and_the_others_from_scratch(name):
     backbone = load(name).model.backbone
-    full_names = dict(t='tiny', s='small', b='base')
     header = (CONFIGS / f'{name}.py').read_text().split('_base_')[0]
-    if backbone.arch not in full_names:
+    if backbone.arch not in FULL_NAMES:
         assert backbone.get('init_cfg') is None and 'ConvNeXt' not in header
         return
     assert backbone.init_cfg.type == 'Pretrained'
     file = backbone.init_cfg.checkpoint.rsplit('/', 1)[1]
-    assert file.startswith(f'convnext-{full_names[backbone.arch]}_3rdparty_32xb128-noema_in1k_')
-    assert f'starts from ConvNeXt-{backbone.arch.upper()} of ImageNet-1K' in header
+    in21k = backbone.arch == 'l' or '_in21k_' in name
+    kind = '_3rdparty_in21k_' if in21k else '_3rdparty_32xb128-noema_in1k_'
+    assert file.startswith(f'convnext-{FULL_NAMES[backbone.arch]}{kind}')
+    images = 'ImageNet-21K' if in21k else 'ImageNet-1K'
+    assert f'starts from ConvNeXt-{backbone.arch.upper()} of {images}' in header
 
 
 @pytest.mark.parametrize('name', FAMILIES)

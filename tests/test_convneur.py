@@ -19,7 +19,8 @@ from mmconvneur.models.layers.tokens import pool_tokens, spread_tokens
 TINY = dict(channels=(8, 16, 24, 40), depths=(1, 2, 1, 1), mlp_ratio=2, kernel_size=5)
 MEMORY = dict(type='NeuralMemory', num_heads=2)
 PARAMETERS = {'m1': 4.3e6, 'm2': 6.1e6, 'm3': 10.6e6, 'm4': 18.1e6}  # the paper's
-OURS = {'t': 30.0e6, 's': 51.7e6, 'b': 91.1e6}
+OURS = {'t': 30.0e6, 's': 51.7e6, 'b': 91.1e6, 'l': 203.3e6, 'xl': 360.0e6}
+CONVNEXT = {'t': 28.59e6, 's': 50.22e6, 'b': 88.59e6, 'l': 197.77e6, 'xl': 350.20e6}
 
 
 def randomise(module: torch.nn.Module) -> torch.nn.Module:
@@ -52,6 +53,15 @@ def test_parameters_with_a_classifier_are_within_three_percent(arch, expected):
     width = ARCHS[arch]['channels'][-1]
     count = sum(p.numel() for p in net.parameters()) + 1000 * width + 1000
     assert abs(count / expected - 1) < 0.03
+
+
+@pytest.mark.parametrize('arch, expected', CONVNEXT.items())
+def test_parameters_without_a_memory_are_those_of_convnext(arch, expected):
+    with torch.device('meta'):
+        net = ConvNeur(arch, out_indices=(-1,), global_mixer=None)
+    width = ARCHS[arch]['channels'][-1]
+    count = sum(p.numel() for p in net.parameters()) + 1000 * width + 1000
+    assert round(count / 1e6, 2) == expected / 1e6
 
 
 def conv_next(net: ConvNeur, x: torch.Tensor) -> list[torch.Tensor]:
@@ -299,7 +309,8 @@ def test_layer_scale_of_archs_and_override():
     with torch.device('meta'):
         nets = {a: ConvNeur(a) for a in ('m1', 't')}
     assert {a: ARCHS[a]['layer_scale'] for a in ARCHS} == {
-        'm1': 1.0, 'm2': 1.0, 'm3': 1.0, 'm4': 1.0, 't': 1e-6, 's': 1e-6, 'b': 1e-6
+        'm1': 1.0, 'm2': 1.0, 'm3': 1.0, 'm4': 1.0, 't': 1e-6, 's': 1e-6, 'b': 1e-6,
+        'l': 1e-6, 'xl': 1e-6
     }  # fmt: skip
     assert len(nets['m1'].stages[2]) == len(nets['t'].stages[2]) == 9
     net = ConvNeur(TINY, layer_scale_init_value=0.25, global_mixer=None)
@@ -415,7 +426,7 @@ def test_export_with_dynamic_height_and_width():
 @pytest.mark.parametrize(
     'cfg, problem',
     [
-        (dict(arch='xl'), 'm1, m2, m3, m4, t, s, b'),
+        (dict(arch='xxl'), 'm1, m2, m3, m4, t, s, b, l, xl'),
         (dict(arch=dict(channels=(8, 16))), 'takes channels and depths'),
         (dict(arch=dict(channels=(8, 16), depths=(1,))), '2 channels and 1 depths'),
         (dict(arch=dict(channels=(8,), depths=(1,), width=3)), 'width'),

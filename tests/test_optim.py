@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from mmconvneur import ConvNeur, UsageError
 
 LR, WEIGHT_DECAY = 0.1, 0.01
-DETECTORS = {f'mask_rcnn_convneur_{size}_3x_coco': size for size in 'tsb'}
-SEGMENTORS = {f'upernet_convneur_{size}_ade20k': size for size in 'tsb'}
+DETECTORS = {f'mask_rcnn_convneur_{size}_3x_coco': size for size in 'tsbl'}
+SEGMENTORS = {f'upernet_convneur_{size}_ade20k': size for size in 'tsbl'}
 TINY = dict(channels=(4, 8), depths=(2, 4), kernel_size=3)
 
 

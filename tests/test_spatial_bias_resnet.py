@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from mmconvneur import SpatialBiasResNet, UsageError
 from mmconvneur.models.backbones.spatial_bias_resnet import SpatialBiasBottleneck
+from mmconvneur.weights.files import resolve
 from mmconvneur.weights.loading import check_heads
-from mmconvneur.weights.reading import resolve
 
 NARROW = dict(depth=50, base_channels=8, stem_channels=8)
 BLOCKS = {50: 13, 101: 30}  # in the first three stages

@@ -33,7 +33,8 @@ from transformers import (
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.weights import read_checkpoint, read_state_dict, recognise
-from mmconvneur.weights.reading import fetch, load_safely
+from mmconvneur.weights.files import fetch
+from mmconvneur.weights.reading import load_safely
 
 CHANNELS, DEPTHS = (8, 12, 20, 28), (2, 1, 3, 1)
 ARCH = dict(channels=CHANNELS, depths=DEPTHS)
@@ -145,7 +146,9 @@ CLASSIFIERS = {
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'module.backbone.'])
+@pytest.mark.parametrize(
+    'prefix', ['', 'module.', 'backbone.', 'module.backbone.', 'teacher.', 'model_ema.module.']
+)
 def test_every_layout_gives_the_maps_of_its_source(layout, prefix, source):
     state = renamed(source.state_dict(), *LAYOUTS[layout])
     has_norms = layout in ('mmpretrain', 'Hugging Face')

@@ -26,7 +26,9 @@ def main() -> None:
         description='Write the backbone of a checkpoint under the names of ConvNeur or GLNet. '
         'Layouts: ' + ', '.join(layout.name for layout in LAYOUTS)
     )
-    parser.add_argument('source', metavar='IN', help='path or URL of a .pth or .safetensors file')
+    parser.add_argument(
+        'source', metavar='IN', help='path or URL of a .pth or .safetensors file, or of an index'
+    )
     parser.add_argument('target', metavar='OUT', help='the .pth file to write')
     parser.add_argument('--prefix', help='where the backbone is in IN; default: found by its keys')
     add_trust(parser)

@@ -9,7 +9,7 @@ import yaml
 from mmconvneur.apis.model_zoo import metrics_of, read_index, task_of
 from mmconvneur.evaluation.names import METRICS
 from mmconvneur.utils.files import write_atomically
-from mmconvneur.weights.reading import SCHEMES
+from mmconvneur.weights.files import SCHEMES
 from tables import markdown
 
 METAFILE, README = 'configs/metafile.yml', 'README.md'

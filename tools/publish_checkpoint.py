@@ -44,7 +44,8 @@ from mmconvneur.utils.arguments import add_trust, one_line_errors
 from mmconvneur.utils.configs import check_data, datasets, find_config, load_config
 from mmconvneur.utils.files import write_atomically
 from mmconvneur.utils.runner import build_runner
-from mmconvneur.weights.reading import locate, read_checkpoint
+from mmconvneur.weights.files import locate
+from mmconvneur.weights.reading import read_checkpoint
 from mmconvneur.weights.report import compare
 from model_index import METAFILE, index_entry, release
 

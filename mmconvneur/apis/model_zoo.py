@@ -31,7 +31,7 @@ import yaml
 
 from ..errors import UsageError
 from ..utils.files import HOME
-from ..weights.reading import SCHEMES, fetch, locate
+from ..weights.files import SCHEMES, fetch, locate
 
 INDEX = 'model-index.yml'
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmengine.fileio import LocalBackend, register_backend
 
 from ..utils.files import write_atomically
-from ..weights.reading import is_checkpoint
+from ..weights.containers import is_checkpoint
 
 ATOMIC = dict(backend='mmconvneur_atomic')
 RESUME_FILE = 'resume.pth'

@@ -1,4 +1,4 @@
-"""Names under which checkpoints of ConvNeXt and GLNet keep their tensors, and ours for them.
+"""Layouts of the checkpoints of ConvNeXt, ConvNeur and GLNet, and how one is recognised.
 
 A layout is found by looking at the keys: something in the very first block, in a ConvNeXt its
 depthwise convolution, has a name of its own in each of them, and whatever stands before it is a
@@ -8,111 +8,18 @@ prefix (``backbone.``, ``module.``, ``convnext.``).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
 from ..errors import UsageError
 from . import glnet
+from .convnext import CONVNEXTS, PARTS, Layout
+from .supplied import Supplied, translated
 
-STAGES = range(4)
 OWN_KEY = re.compile(r'(downsample_layers|stages)\.\d+\..*|norm\d+\.\w+')
-PARTS = ('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma')
-
-
-class Supplied(NamedTuple):
-    """What a file holds for a backbone.
-
-    Attributes:
-        layout: Name of the layout it was found in.
-        tensors: Under this package's names and in its shapes.
-        unknown: Keys inside the blocks and layers of the layout that it does not have.
-        unused: Keys of the file that are no part of a backbone: classifiers, other heads.
-        may_lack_norms: Whether it can come from a classifier, which has no norms of its maps.
-    """
-
-    layout: str
-    tensors: dict[str, Tensor]
-    unknown: list[str]
-    unused: list[str]
-    may_lack_norms: bool
-
-
-class Layout(NamedTuple):
-    """Where an implementation of ConvNeXt keeps what ConvNeur has too.
-
-    Attributes:
-        name: For messages.
-        stem: Modules of the stem's convolution and norm.
-        downsample: Stage i > 0 -> the module that holds the norm (0) and the convolution (1).
-        block: Stage i, block j -> the module of a block.
-        parts: Names within a block of ``PARTS``.
-        output_norm: Stage i -> the norm of its output map, where the layout has one.
-    """
-
-    name: str
-    stem: tuple[str, str]
-    downsample: Callable[[int], str]
-    block: Callable[[int, str], str]
-    parts: tuple[str, str, str, str, str]
-    output_norm: Callable[[int], str] | None = None
-
-    @property
-    def first_key(self) -> str:
-        return f'{self.block(0, "0")}.{self.parts[0]}.weight'
-
-    @property
-    def roots(self) -> tuple[str, ...]:
-        """What the keys of stem, downsampling and blocks start with."""
-        modules = (self.stem[0], self.downsample(1), self.block(0, '0'))
-        return tuple({module.split('.')[0] + '.' for module in modules})
-
-    def rules(self) -> Iterator[tuple[str, str]]:
-        """Pairs of a regular expression for the layout's module and ConvNeur's module."""
-        for part, module in enumerate(self.stem):
-            yield re.escape(module), f'downsample_layers.0.{part}'
-        for i in STAGES:
-            for part in (0, 1):
-                if i > 0:
-                    module = f'{self.downsample(i)}.{part}'
-                    yield re.escape(module), f'downsample_layers.{i}.{part}'
-            for theirs, ours in zip(self.parts, PARTS, strict=True):
-                module = re.escape(f'{self.block(i, "@")}.{theirs}').replace('@', r'(\d+)')
-                yield module, rf'stages.{i}.\1.local_branch.{ours}'
-            if self.output_norm is not None:
-                yield re.escape(self.output_norm(i)), f'norm{i}'
-
-    def own_name(self, key: str) -> str | None:
-        for theirs, ours in self.rules():
-            if match := re.fullmatch(rf'{theirs}(\.weight|\.bias|)', key):
-                return match.expand(ours) + match[match.lastindex]
-        return None
-
-    def own_shape(self, name: str, value: Tensor) -> Tensor:
-        """1x1 convolutions become linear layers, and layer scales of any shape vectors."""
-        if name.endswith('.gamma'):
-            return value.flatten()
-        if name.endswith(('.pointwise_conv1.weight', '.pointwise_conv2.weight')):
-            return value.flatten(1)
-        return value
-
-    def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
-        """What the keys ``inside`` a backbone hold, ``outside`` being the file's others."""
-        _check_version(key for key in inside if key.startswith(self.roots))
-        return _translated(self, inside, outside)
-
-
-def _translated(
-    layout: Layout | GLNetLayout, inside: Mapping[str, Tensor], outside: list[str]
-) -> Supplied:
-    tensors, unknown, unused = {}, [], outside
-    for key, value in inside.items():
-        if name := layout.own_name(key):
-            tensors[name] = layout.own_shape(name, value)
-        else:
-            (unknown if key.startswith(layout.roots) else unused).append(key)
-    return Supplied(layout.name, tensors, unknown, unused, may_lack_norms=True)
+CLASS_TOKEN = re.compile(r'(?:^|\.)(?:cls_token|class_token|class_embedding)$')
 
 
 class GLNetLayout:
@@ -123,7 +30,7 @@ class GLNetLayout:
     roots = glnet.ROOTS
     own_name = staticmethod(glnet.own_name)
     own_shape = staticmethod(glnet.own_shape)
-    supply = _translated
+    supply = translated
 
 
 class OwnLayout(NamedTuple):
@@ -152,46 +59,6 @@ CONVNEUR = OwnLayout(
     trained=re.compile(r'\.global_branch\.'),
 )
 GLNET = OwnLayout('GLNet', first_key='stages.0.0.norm1.weight', trained=re.compile(r'^norm[0-2]\.'))
-CONVNEXTS = (
-    Layout(
-        'ConvNeXt (official repository)',
-        stem=('downsample_layers.0.0', 'downsample_layers.0.1'),
-        downsample=lambda i: f'downsample_layers.{i}',
-        block=lambda i, j: f'stages.{i}.{j}',
-        parts=('dwconv', 'norm', 'pwconv1', 'pwconv2', 'gamma'),
-        output_norm=lambda i: f'norm{i}',
-    ),
-    Layout(
-        'ConvNeXt (mmpretrain)',
-        stem=('downsample_layers.0.0', 'downsample_layers.0.1'),
-        downsample=lambda i: f'downsample_layers.{i}',
-        block=lambda i, j: f'stages.{i}.{j}',
-        parts=('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma'),
-        output_norm=lambda i: f'norm{i}',
-    ),
-    Layout(
-        'ConvNeXt (timm)',
-        stem=('stem.0', 'stem.1'),
-        downsample=lambda i: f'stages.{i}.downsample',
-        block=lambda i, j: f'stages.{i}.blocks.{j}',
-        parts=('conv_dw', 'norm', 'mlp.fc1', 'mlp.fc2', 'gamma'),
-    ),
-    Layout(
-        'ConvNeXt (torchvision)',
-        stem=('features.0.0', 'features.0.1'),
-        downsample=lambda i: f'features.{2 * i}',
-        block=lambda i, j: f'features.{2 * i + 1}.{j}',
-        parts=('block.0', 'block.2', 'block.3', 'block.5', 'layer_scale'),
-    ),
-    Layout(
-        'ConvNeXt (Hugging Face)',
-        stem=('embeddings.patch_embeddings', 'embeddings.layernorm'),
-        downsample=lambda i: f'encoder.stages.{i}.downsampling_layer',
-        block=lambda i, j: f'encoder.stages.{i}.layers.{j}',
-        parts=('dwconv', 'layernorm', 'pwconv1', 'pwconv2', 'layer_scale_parameter'),
-        output_norm=lambda i: f'hidden_states_norms.stage{i + 1}',
-    ),
-)
 LAYOUTS = (CONVNEUR, *CONVNEXTS, GLNET, GLNetLayout())
 
 
@@ -203,17 +70,10 @@ def recognise(state: Mapping[str, Tensor], prefix: str | None = None) -> Supplie
         prefix: Where in the state dict it is; default: found by looking at the keys.
 
     Raises:
-        UsageError: If no layout, or more than one place, fits; for ConvNeXt V2 and for a network
-            with batch norms.
+        UsageError: If no layout, or more than one place, fits; for ConvNeXt V2, for a vision
+            transformer and for a network with batch norms.
     """
-    places = [
-        (layout, key.removesuffix(layout.first_key))
-        for key in state
-        for layout in LAYOUTS
-        if key.endswith(layout.first_key) and (prefix is None or key == prefix + layout.first_key)
-    ]
-    # A longer name may end like a shorter one: what stands before it has to end with a dot.
-    places = [(layout, start) for layout, start in places if start == '' or start.endswith('.')]
+    places = [place for key in state if (place := _place(key, prefix))]
     if not places:
         raise UsageError(_unknown(state, prefix))
     if len(places) > 1:
@@ -225,21 +85,22 @@ def recognise(state: Mapping[str, Tensor], prefix: str | None = None) -> Supplie
     return layout.supply(inside, outside)
 
 
-def _check_version(keys: Iterable[str]) -> None:
-    for key in keys:
-        if '.grn.' in key:
-            raise UsageError(
-                f'{key} is the response normalisation of ConvNeXt V2, which ConvNeur has not: '
-                'give weights of ConvNeXt (V1)'
-            )
-        if key.endswith('.running_mean'):
-            raise UsageError(
-                f'{key} belongs to a batch norm, but ConvNeXt and ConvNeur normalise by layer: '
-                'give weights of ConvNeXt (V1)'
-            )
+def _place(key: str, prefix: str | None) -> tuple[Layout | OwnLayout | GLNetLayout, str] | None:
+    """The layout of which a key is the first one, and the prefix before it."""
+    for layout in LAYOUTS:
+        start = key.removesuffix(layout.first_key)
+        # A longer name may end like a shorter one: what stands before it has to end with a dot.
+        if start != key and (start == '' or start.endswith('.')) and prefix in (None, start):
+            return layout, start
+    return None
 
 
 def _unknown(state: Mapping[str, Tensor], prefix: str | None) -> str:
+    if token := next(filter(CLASS_TOKEN.search, state), None):
+        return (
+            f'{token} belongs to a vision transformer, and ConvNeur starts from a ConvNeXt: '
+            'give weights of one, of DINOv3 convnext-tiny, -small, -base or -large'
+        )
     keys = ', '.join(list(state)[:2]) or 'none at all'
     where = f' under the prefix {prefix!r}' if prefix else ''
     known = ', '.join(layout.name for layout in LAYOUTS)

@@ -161,11 +161,15 @@ def _too_little(
     theirs, ours = sizes(supplied.tensors), sizes(backbone.state_dict())
     name = type(backbone).__name__
     options = 'arch and global_mixer' if name == 'ConvNeur' else 'arch'
+    options += ' as the checkpoint has them'
+    if theirs != ours:
+        named = {(arch['channels'], arch['depths']): key for key, arch in backbone.archs.items()}
+        options = f'arch={named[theirs]!r}' if theirs in named else options
     lost = [*report.missing, *report.mismatched, *report.unexpected][0]
     return (
         f'the checkpoint ({supplied.layout}) fits {report.share:.0%} of this {name}: {report}; '
         f'it has channels, depths {theirs} and the model {ours}, keys like {next(iter(inside))} '
-        f'and the model {lost}: choose {options} as the checkpoint has them'
+        f'and the model {lost}: choose {options}'
     )
 
 

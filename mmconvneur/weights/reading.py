@@ -1,99 +1,40 @@
-"""Checkpoint files: read without running code from them, downloaded whole or not at all."""
+"""Checkpoints, read without running code from them."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.error import URLError
-from urllib.parse import urlparse
+from urllib.parse import urljoin
 
-import mmengine
 import numpy as np
 import torch
-from mmengine.dist import is_main_process
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import get_deprecated_model_names, get_external_models
 from torch import Tensor
 
-from ..errors import UsageError, check_choice
+from ..errors import UsageError
+from .containers import INDEX, SAFETENSORS, damaged, read_index, read_safetensors
+from .files import SCHEMES, locate, resolve
 
 # How PyTorch's safe reader names what it refuses.
 FOREIGN_OBJECT = re.compile(r'(?:GLOBAL|global|class|function|getattr of) ([\w.]+)')
-# As torch.hub and OpenMMLab name files; a date is no hash.
-HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
-SCHEMES = ('http://', 'https://')
-SAFETENSORS = '.safetensors'
-PICKLE_2 = b'\x80\x02'  # how a pickle of protocol 2 begins
-WRAPPERS = ('state_dict', 'model', 'module', 'model_state_dict', 'model_ema', 'state_dict_ema')
-
-
-def resolve(source: str) -> str:
-    """The URL of ``torchvision://NAME`` or ``open-mmlab://NAME``; any other source as it is.
-
-    MMEngine carries both lists. Torchvision itself is not needed.
-
-    Raises:
-        UsageError: For an unknown name.
-    """
-    scheme, separator, name = source.partition('://')
-    if scheme not in LISTS or not separator:
-        return source
-    urls = LISTS[scheme]()
-    name = get_deprecated_model_names().get(name, name)
-    check_choice(f'model of {scheme}://', name, urls)
-    return urls[name]
-
-
-def _torchvision_urls() -> dict[str, str]:
-    return mmengine.load(Path(mmengine.__file__).parent / 'hub' / 'torchvision_0.12.json')
-
-
-LISTS = {'torchvision': _torchvision_urls, 'open-mmlab': get_external_models}
-
-
-def locate(source: str | Path) -> Path:
-    """The file of a path, a URL, ``torchvision://NAME`` or ``open-mmlab://NAME``.
-
-    Raises:
-        UsageError: If there is none, or it is damaged.
-    """
-    source = resolve(str(source))
-    path = fetch(source) if source.startswith(SCHEMES) else Path(source).expanduser()
-    if not path.is_file():
-        problem = 'is a folder' if path.is_dir() else 'does not exist'
-        raise UsageError(
-            f'checkpoint {path} {problem}: give the path of a .pth or {SAFETENSORS} file'
-        )
-    if path.suffix != SAFETENSORS and not is_checkpoint(path):
-        raise damaged(path)
-    return path
-
-
-def damaged(path: Path) -> UsageError:
-    return UsageError(f'checkpoint {path} is damaged or no checkpoint: get or write it again')
-
-
-def is_checkpoint(path: Path) -> bool:
-    """Whether a file is whole as far as its container tells.
-
-    PyTorch writes zip archives, whose index comes last; files from before 1.6 are bare pickles.
-    """
-    with path.open('rb') as file:
-        return zipfile.is_zipfile(file) or file.seek(0) == 0 and file.read(2) == PICKLE_2
+# The first of them that a file has is taken; a teacher is the average of its student.
+WRAPPERS = (
+    *('state_dict', 'model', 'module', 'model_state_dict', 'model_ema', 'state_dict_ema', 'ema'),
+    *('teacher', 'student'),
+)
 
 
 def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
     """A checkpoint file as it is, on the CPU.
 
     Args:
-        source: As in :func:`locate`, of a ``.pth`` or a ``.safetensors`` file. A URL is downloaded
-            once into PyTorch's cache; a hash in its name is verified.
+        source: As in :func:`.files.locate`, of a ``.pth`` or a ``.safetensors`` file, or of the
+            index of several, which are beside it. A URL is downloaded once into PyTorch's cache; a
+            hash in its name is verified.
         trust: Unpickle whatever the file holds. It can then run any code. Default: no, or what
             :func:`load_safely` was given.
 
@@ -103,7 +44,9 @@ def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
     """
     path = locate(source)
     if path.suffix == SAFETENSORS:
-        return _read_safetensors(path)
+        return read_safetensors(path)
+    if path.name.endswith(INDEX):
+        return _read_parts(str(source), path, trust)
     trust = _trusted if trust is None else trust
     try:
         with torch.serialization.safe_globals(ALLOWED):
@@ -123,18 +66,16 @@ def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
     return checkpoint
 
 
-def _read_safetensors(path: Path) -> dict:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise UsageError(
-            f'{path} needs the safetensors package: pip install safetensors'
-        ) from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise damaged(path) from error
+def _read_parts(source: str, index: Path, trust: bool | None) -> dict[str, Tensor]:
+    """The tensors in the files that the index of a path or URL names."""
+    source, tensors = resolve(source), {}
+    for name in sorted(set(read_index(index).values())):
+        part = urljoin(source, name) if source.startswith(SCHEMES) else index.with_name(name)
+        try:
+            tensors |= read_checkpoint(part, trust)
+        except UsageError as error:
+            raise UsageError(f'{index} is not complete: {error}') from error
+    return tensors
 
 
 def _method_of_history(owner: type, name: str) -> object:
@@ -156,58 +97,6 @@ ALLOWED = [
     *((_RECONSTRUCT, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
     *((_SCALAR, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
 ]
-
-
-def fetch(url: str, sha256: str | None = None) -> Path:
-    """The file of a URL in PyTorch's cache, downloaded with a bar where it is not there yet.
-
-    Args:
-        url: Where it is.
-        sha256: How its hash begins; default: what the name says, if it says so.
-    """
-    name = Path(urlparse(url).path).name
-    named = HASH_IN_NAME.search(name)
-    if sha256 is None and named:
-        sha256 = named[1]
-    folder = Path(torch.hub.get_dir()) / 'checkpoints'
-    if not named:  # many files are called model.safetensors
-        folder /= hashlib.sha256(url.encode()).hexdigest()[:8]
-    path = folder / name
-    if path.is_file():
-        if not _has_hash(path, sha256):
-            raise UsageError(f'{path} has not the hash {sha256}: delete it and get it again')
-        return path
-    partial = path.with_name(f'partial-{name}')
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, partial, progress=is_main_process())
-        if not _has_hash(partial, sha256):
-            raise UsageError(f'what {url} gives has not the hash {sha256}: get it elsewhere')
-        if not _is_whole(partial):
-            raise UsageError(
-                f'what {url} gives is no whole checkpoint: try again, or check the URL'
-            )
-        os.replace(partial, path)
-    except (URLError, OSError) as error:
-        raise UsageError(
-            f'{url} cannot be downloaded ({error}): download it elsewhere and put it at {path}'
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def _has_hash(path: Path, sha256: str | None) -> bool:
-    return not sha256 or hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256)
-
-
-def _is_whole(path: Path) -> bool:
-    if path.suffix != SAFETENSORS:
-        return is_checkpoint(path)
-    try:
-        return bool(_read_safetensors(path))
-    except UsageError:
-        return False
 
 
 def read_state_dict(source: str | Path, trust: bool | None = None) -> dict[str, Tensor]:

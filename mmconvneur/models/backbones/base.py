@@ -129,7 +129,7 @@ class StagedBackbone(BaseModule):
 
         The stem is depth 0. Three blocks of a stage make a depth, the downsampling before the stage
         belongs to the first of them, and the last depth is the rest: output norms, other modules.
-        As in ConvNeXt (arXiv 2201.03545, appendix A): 6 groups of blocks in T, 12 in S and B.
+        As in ConvNeXt (arXiv 2201.03545, appendix A): 6 groups of blocks in T, 12 from S on.
         """
         groups = (-(-len(stage) // 3) for stage in self.stages)
         first_depths = [*accumulate(groups, initial=1)]  # of each stage, then of the rest

@@ -1,7 +1,7 @@
 """ConvNeur: four stages of local blocks, some of them modulated by a global branch.
 
 Sources: ConvNeur (arXiv 2603.19567) for the blocks; ConvNeXt (arXiv 2201.03545) for stem,
-downsampling and the sizes of t, s, b. With a neutral gate t, s and b are ConvNeXt-T, -S, -B.
+downsampling and the sizes of t, s, b, l, xl. With a neutral gate those are ConvNeXt-T to -XL.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..mixers.build import build_mixer
 from .base import StagedBackbone, drop_path_rates, per_stage
 
 # m1-m4: fitted to the parameters and FLOPs that the paper reports (its widths and depths are not
-# published). t, s, b: ConvNeXt, tables 9 and 10 of arXiv 2201.03545.
+# published). t, s, b, l, xl: ConvNeXt, section 3 of arXiv 2201.03545.
 ARCHS = {
     'm1': dict(channels=(40, 80, 160, 320), depths=(2, 2, 9, 3), mlp_ratio=3, layer_scale=1.0),
     'm2': dict(channels=(48, 96, 192, 384), depths=(2, 2, 9, 3), mlp_ratio=3, layer_scale=1.0),
@@ -28,6 +28,10 @@ ARCHS = {
     't': dict(channels=(96, 192, 384, 768), depths=(3, 3, 9, 3), mlp_ratio=4, layer_scale=1e-6),
     's': dict(channels=(96, 192, 384, 768), depths=(3, 3, 27, 3), mlp_ratio=4, layer_scale=1e-6),
     'b': dict(channels=(128, 256, 512, 1024), depths=(3, 3, 27, 3), mlp_ratio=4, layer_scale=1e-6),
+    'l': dict(channels=(192, 384, 768, 1536), depths=(3, 3, 27, 3), mlp_ratio=4, layer_scale=1e-6),
+    'xl': dict(
+        channels=(256, 512, 1024, 2048), depths=(3, 3, 27, 3), mlp_ratio=4, layer_scale=1e-6
+    ),
 }
 ARCH_DEFAULTS = dict(mlp_ratio=4, layer_scale=1.0, kernel_size=7)
 INIT_CFG = (
@@ -44,13 +48,13 @@ class ConvNeur(StagedBackbone):
     floor, as in ConvNeXt. Any H and W from 32 up. Stages after the last output are not built.
 
     Args:
-        arch: ``'m1' 'm2' 'm3' 'm4' 't' 's' 'b'``, or a dict with ``channels`` and ``depths`` and
-            optionally ``mlp_ratio``, ``kernel_size`` and ``layer_scale``.
+        arch: ``'m1' 'm2' 'm3' 'm4' 't' 's' 'b' 'l' 'xl'``, or a dict with ``channels`` and
+            ``depths`` and optionally ``mlp_ratio``, ``kernel_size`` and ``layer_scale``.
         in_channels: Channels of the image.
         out_indices: Stages (or one) whose normalised maps are returned, in stage order; -1 is the
             last.
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
-        layer_scale_init_value: Initial gamma; default 1 for m1-m4 and 1e-6 for t, s, b.
+        layer_scale_init_value: Initial gamma; default 1 for m1-m4 and 1e-6 for t to xl.
         frozen_stages: -1: none; 0: the stem; i: the stem and the first i stages with their norms.
         with_cp: Gradient checkpointing, for all stages or one bool per stage.
         global_mixer: Config of the global branch, ``dict(type='NeuralMemory', ...)``, or one config

@@ -1,0 +1,7 @@
+# Mask R-CNN with ConvNeur-B, COCO, 1x (12 epochs, 1333 x 800).
+# Command:  torchrun --nproc_per_node 8 tools/train.py \
+#               configs/mask_rcnn_convneur_b_in21k_coco.py --launcher pytorch --amp
+# Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
+# Result:   not trained here; starts from ConvNeXt-B of ImageNet-21K, downloaded on the first run.
+_base_ = 'mask_rcnn_convneur_b_coco.py'
+model = dict(backbone=dict(init_cfg=_base_.convnext_in21k.b))

@@ -1,0 +1,16 @@
+# Mask R-CNN with ConvNeur-T on DINOv3's ConvNeXt-T, COCO, 1x, layer-wise decay.
+# Command:  torchrun --nproc_per_node 8 tools/train.py \
+#               configs/mask_rcnn_convneur_t_dinov3_coco.py --launcher pytorch --amp
+# Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
+# Result:   not trained here.
+# Weights:  DINOv3 (LVD-1689M) under the DINOv3 License; ask for them at
+#           github.com/facebookresearch/dinov3 and put the file where the first run says, or give
+#           Hugging Face's by --cfg-options model.backbone.init_cfg.checkpoint=model.safetensors
+_base_ = [
+    '_base_/models/mask_rcnn_convneur.py',
+    'mmdet::_base_/datasets/coco_instance.py',
+    '_base_/schedules/detection_1x_layer_decay.py',
+    '_base_/pretrained.py',
+    '_base_/runtimes/detection.py',
+]
+model = dict(backbone=dict(arch='t', drop_path_rate=0.1, init_cfg=_base_.dinov3.t))
