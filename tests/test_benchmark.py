@@ -99,7 +99,7 @@ def test_macs_of_attention_with_gradients():
 
 
 def test_macs_of_a_block_of_convneur():
-    """Local branch and memory by hand, inner step included; W_in is ``reduce`` and so on."""
+    """Local branch and memory by hand, inner steps included."""
     dim, height, width, heads, head_dim = 11, 5, 7, 3, 13
     tokens, memory_dim = height * width, heads * head_dim
     local = LocalBranch(dim, mlp_ratio=2, kernel_size=3, gamma=1.0)
@@ -110,17 +110,13 @@ def test_macs_of_a_block_of_convneur():
     by_hand += tokens * dim * (2 * dim) * 2  # W_1, W_2
     assert measure.count_macs(lambda: local(x)) == 2 * by_hand
 
-    square = memory_dim * memory_dim
-    by_hand = tokens * dim * memory_dim  # W_in
-    by_hand += tokens * square  # covariance
+    by_hand = tokens * dim * memory_dim * 2  # W_in, W_out
     by_hand += tokens * memory_dim * heads  # write weights
-    by_hand += tokens * square * 2  # q, k
-    by_hand += tokens * square  # inner step: K^T z of all heads
-    by_hand += tokens * head_dim * memory_dim  # inner step: K^T K
-    by_hand += square * head_dim  # inner step: values of the sums
-    by_hand += heads * head_dim**3  # inner step: H M_0
-    by_hand += memory_dim * head_dim * dim  # read and W_out as one matrix
-    by_hand += tokens * memory_dim * dim  # read
+    by_hand += tokens * memory_dim * 3 * 3  # short convolution
+    by_hand += tokens * memory_dim * memory_dim * 3  # q, k, v
+    by_hand += tokens * memory_dim * head_dim * 2  # K^T V and K^T K of all heads
+    by_hand += heads * head_dim**3 * (4 + 3)  # four doublings of M, three of H
+    by_hand += tokens * memory_dim * head_dim  # read
     assert measure.count_macs(lambda: memory(x)) == 2 * by_hand
 
 
