@@ -264,7 +264,7 @@ def test_a_step_leaves_no_gradient_behind():
 
 @pytest.mark.slow
 def test_a_compiled_step_costs_what_the_eager_one_does():
-    one_stage = dict(TINY, arch=dict(channels=(8,), depths=(1,)), out_indices=0)
+    one_stage = dict(TINY, arch=dict(channels=(32,), depths=(1,)), out_indices=0)
     contestants = [Contestant(e, one_stage, 'channels_last', e) for e in ('eager', 'compiled')]
     eager, compiled = run_case(Case(32, 32, 1, 'float32', 'forward'), contestants, 'eager', 1, CPU)
     assert compiled['execution'] == 'compiled'

@@ -124,7 +124,7 @@ def test_block_equals_the_figure(fusion):
     block = net.stages[1][0]
     x = torch.randn(2, 16, 7, 11, dtype=torch.float64)
     tokens = block.token_size
-    context = spread_tokens(block.global_branch(pool_tokens(x, tokens)[0]), tokens, (7, 11))
+    context = spread_tokens(block.global_branch(pool_tokens(x, tokens)[0]), (7, 11))
     local = block.local_branch(x)
     if fusion == 'gate':
         fused = local / (1 + torch.exp(-context))
@@ -442,6 +442,8 @@ def test_export_with_dynamic_height_and_width():
             dict(global_mixer=dict(type='NeuralMemory', chunk=3)),
             'no option chunk: it takes memory_dim',
         ),
+        (dict(token_stride=0), 'from 1 .every position. to 32'),
+        (dict(token_stride=64), 'token_stride=64'),
         (dict(out_indices=(4,)), 'from -4 to 3'),
         (dict(out_indices=()), 'distinct stages'),
         (dict(out_indices=(3, -1)), 'distinct stages'),

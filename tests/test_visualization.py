@@ -136,7 +136,7 @@ def test_a_gate_is_the_sigmoid_of_the_context():
         backbone(image)
     x = backbone.downsample_layers[0](image)
     tokens, _ = pool_tokens(x, block.token_size)
-    context = spread_tokens(reference(block.global_branch, tokens), block.token_size, x.shape[2:])
+    context = spread_tokens(reference(block.global_branch, tokens), x.shape[2:])
     expected = 1 / (1 + torch.exp(-context[0]))
     assert expected.std() > 0.01
     torch.testing.assert_close(gate(taps.fusions['stages.0.0']), expected, **EXACT)

@@ -16,7 +16,7 @@ from ...errors import UsageError, check_choice
 from ..layers.block import FUSIONS, ConvNeurBlock, LocalBlock
 from ..layers.local_branch import LayerNorm2d, LocalBranch
 from ..mixers.build import build_mixer
-from .base import StagedBackbone, drop_path_rates, per_stage
+from .base import MIN_SIZE, StagedBackbone, drop_path_rates, per_stage
 
 # m1-m4: fitted to the parameters and FLOPs that the paper reports (its widths and depths are not
 # published). t, s, b, l, xl: ConvNeXt, section 3 of arXiv 2201.03545.
@@ -93,8 +93,11 @@ class ConvNeur(StagedBackbone):
         channels, depths = arch['channels'], arch['depths']
         super().__init__(len(depths), in_channels, out_indices, frozen_stages, init_cfg)
         check_choice('fusion', fusion, FUSIONS)
-        if not isinstance(token_stride, int) or token_stride < 1:
-            raise UsageError(f'token_stride={token_stride!r}: give pixels, 8 or 16, or 1 for all')
+        if not isinstance(token_stride, int) or not 1 <= token_stride <= MIN_SIZE:
+            raise UsageError(
+                f'token_stride={token_stride!r}: give pixels from 1 (every position) to '
+                f'{MIN_SIZE}, such as 8 or 16'
+            )
         mixers = per_stage('global_mixer', global_mixer, len(depths))
         with_cp = per_stage('with_cp', with_cp, len(depths))
         mixed = resolve_placement(placement, depths)

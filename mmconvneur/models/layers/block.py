@@ -129,4 +129,4 @@ class ConvNeurBlock(LocalBlock):
             return self.global_branch(x, mask)
         tokens, valid = pool_tokens(x, self.token_size, mask)
         mixed = self.global_branch(tokens, valid)
-        return spread_tokens(mixed, self.token_size, x.shape[-2:], valid)
+        return spread_tokens(mixed, x.shape[-2:], valid)
