@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -88,13 +87,13 @@ def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandl
 def _listen_inside(
     module: nn.Module, part: nn.Module, keep: Callable[..., None]
 ) -> Iterator[RemovableHandle]:
-    """After each pass of ``module``: keep(all outputs of its part, *inputs of the module)."""
-    heard = []
-    # A recomputation for the backward pass (with_cp) stops before the end of the module.
-    yield module.register_forward_pre_hook(lambda module, inputs: heard.clear())
-    yield part.register_forward_hook(lambda part, inputs, output: heard.append(_first(output)))
+    """After each pass of ``module``: keep(output of its part, *inputs of the module)."""
+    heard = {}
+    yield part.register_forward_hook(
+        lambda part, inputs, output: heard.update(output=_first(output))
+    )
     yield module.register_forward_hook(
-        lambda module, inputs, named, output: keep(torch.cat(heard), *inputs, **named),
+        lambda module, inputs, named, _: keep(heard.pop('output'), *inputs, **named),
         with_kwargs=True,
     )
 

@@ -62,9 +62,9 @@ class ConvNeur(StagedBackbone):
         placement: ``'stage'``: the first block of every stage (the paper); ``'block'``: every
             block; or a sequence of stage indices whose first blocks have it.
         fusion: ``'gate'``, ``'add'`` or ``'concat'``.
-        token_stride: Pixels of the image to a side of the tokens that a global branch gets: means
-            over 4 x 4 positions of stride 4 for 16. Stages of that stride or a larger one, and with
-            1 all, give every position.
+        token_stride: Side, in pixels of the image, of the tokens that a global branch gets, 1 to
+            32. With 8 the map of stride 4 is pooled by 2 x 2; maps of stride 8 and more, and with 1
+            all maps, are passed as they are.
         init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
     Raises:
