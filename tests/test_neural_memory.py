@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from reference import layer_norm
 from torch import Tensor, nn
 
 from mmconvneur import ConvNeur, UsageError
@@ -21,9 +20,11 @@ def reference(memory: NeuralMemory, x: Tensor, mask: Tensor | None = None) -> Te
     for b, image in enumerate(x):
         valid = torch.ones_like(image[0]) if mask is None else mask[b, 0]
         z = image.flatten(1).T @ memory.in_proj.weight.T + memory.in_proj.bias
-        z = layer_norm(z, memory.norm.weight, memory.norm.bias) * valid.flatten()[:, None]
-        near = neighbourhoods(z.T.unflatten(1, valid.shape), memory.short_conv)
         there = valid.flatten().bool()
+        deviation = (z[there].var(0, unbiased=False) + 1e-5).sqrt()
+        z = (z - z[there].mean(0)) / deviation * memory.norm.weight + memory.norm.bias
+        z = z * there[:, None]
+        near = neighbourhoods(z.T.unflatten(1, valid.shape), memory.short_conv)
         reads = [read_head(memory, z, near, there, h) for h in range(memory.num_heads)]
         result = torch.cat(reads, dim=1) @ memory.out_proj.weight.T + memory.out_proj.bias
         out[b] = result.T.unflatten(1, image.shape[1:])
@@ -50,13 +51,11 @@ def read_head(memory: NeuralMemory, z: Tensor, near: Tensor, valid: Tensor, h: i
     width = z.size(1) // memory.num_heads
     rows = slice(h * width, (h + 1) * width)
     q, k, v = (
-        near @ weight[rows].T + bias[rows]
+        near @ weight[rows, :, 0].T + bias[rows]
         for weight, bias in zip(memory.qkv.weight.chunk(3), memory.qkv.bias.chunk(3), strict=True)
     )
     q, k = q / q.norm(dim=1, keepdim=True), k / k.norm(dim=1, keepdim=True)
-    centred = z[valid] - z[valid].mean(0)
-    rare = centred / (centred.pow(2).mean(0) + 1e-6).sqrt()
-    scores = torch.exp(rare @ memory.write_logits.weight[h, :, 0])
+    scores = torch.exp(z[valid] @ memory.write_logits.weight[h, :, 0])
     return q @ descend(k[valid], v[valid], scores / scores.sum())
 
 
@@ -218,7 +217,7 @@ def test_what_passes_has_unit_scale_at_the_start():
 
 
 def test_a_head_has_eight_channels_at_least():
-    sizes = [NeuralMemory(dim).qkv.in_features for dim in (40, 96, 192, 384, 768)]
+    sizes = [NeuralMemory(dim).qkv.in_channels for dim in (40, 96, 192, 384, 768)]
     assert sizes == [64, 64, 96, 192, 384]
 
 
@@ -269,8 +268,9 @@ def test_layers_are_called_once_with_all_tokens():
     before = memory(image())
     assert sorted(calls) == sorted(
         [
-            *((name, HEIGHT_) for name in ('in_proj', 'norm', 'qkv', 'out_proj')),
-            ('short_conv', HEADS * WIDTH),
+            *((name, HEIGHT_) for name in ('in_proj', 'out_proj')),
+            *((name, HEADS * WIDTH) for name in ('norm', 'short_conv')),
+            ('qkv', 3 * HEADS * WIDTH),
             ('write_logits', HEADS),
         ]
     )

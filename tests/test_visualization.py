@@ -149,14 +149,10 @@ def test_write_weights_are_a_softmax_over_the_real_tokens(masked):
     mask[:, :, :, 5:] = 0
     _, tap = heard(memory, mask if masked else None)
     weights = write_weights(tap)
-    valid = tap.tokens[:, : 5 if masked else None]
-    rows = valid.flatten(0, 1)
-    rare = (rows - rows.mean(0)) / (rows.var(0, unbiased=False) + 1e-6).sqrt()
+    valid = tap.tokens[..., : 5 if masked else None]
     score = torch.zeros(HEADS, H, W).double()
-    score[:, :, : valid.size(1)] = (
-        (rare @ memory.write_logits.weight[..., 0].T)
-        .exp().unflatten(0, valid.shape[:2]).permute(2, 0, 1).detach()
-    )  # fmt: skip
+    logits = torch.einsum('hc,cyx->hyx', memory.write_logits.weight[..., 0], valid)
+    score[..., : valid.size(2)] = logits.exp().detach()
     expected = score / score.sum((1, 2), keepdim=True)
     torch.testing.assert_close(weights, expected, **EXACT)
     torch.testing.assert_close(weights.sum((1, 2)), torch.ones(HEADS).double(), **EXACT)

@@ -38,7 +38,7 @@ def read_weights(tap: MemoryTap, row: int, column: int) -> Tensor:
     """
     with torch.no_grad():
         weights = _weights(tap)
-        queries, keys, values = tap.memory.project(_tokens(tap))
+        queries, keys, values = tap.memory.project(tap.tokens[None])
     with torch.enable_grad():
         values.requires_grad_()
         memory = fit(keys, values, weights)  # (1, h, d, d)
@@ -48,9 +48,5 @@ def read_weights(tap: MemoryTap, row: int, column: int) -> Tensor:
     return gradient[0, :, 0].unflatten(1, tap.valid.shape)
 
 
-def _tokens(tap: MemoryTap) -> Tensor:
-    return (tap.tokens * tap.valid.unsqueeze(-1)).permute(2, 0, 1).unsqueeze(0)  # (1, C_m, H, W)
-
-
 def _weights(tap: MemoryTap) -> Tensor:
-    return tap.memory.write_weights(_tokens(tap), tap.valid[None, None])
+    return tap.memory.write_weights(tap.tokens[None], tap.valid[None, None])

@@ -5,7 +5,7 @@ tap point                          what passes there
 =================================  ============================================
 ``ConvNeurBlock.fusion``, inputs   F_loc and the global context G, (B, C, H, W)
 ``NeuralMemory``, inputs           x, and the mask of valid pixels, (B, 1, H, W)
-``NeuralMemory.norm``, outputs     the tokens z, (B, H, W, C_m)
+``NeuralMemory.norm``, outputs     the tokens z, (B, C_m, H, W)
 ``<any>.affinity``, output         logits of slots and pixels, (B, S, N)
 =================================  ============================================
 
@@ -36,7 +36,7 @@ class FusionTap(NamedTuple):
 
 
 class MemoryTap(NamedTuple):
-    """A memory, its tokens ``(H, W, C_m)`` and which of them are valid, ``(H, W)``: 1 or 0."""
+    """A memory, its tokens ``(C_m, H, W)`` and which of them are valid, ``(H, W)``: 1 or 0."""
 
     memory: NeuralMemory
     tokens: Tensor
@@ -70,7 +70,7 @@ def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandl
         taps.fusions[name] = FusionTap(fusion, _first(inputs[1]))
 
     def keep_tokens(tokens: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
-        valid = tokens.new_ones(tokens.shape[:2]) if mask is None else _first(mask)[0]
+        valid = tokens.new_ones(tokens.shape[1:]) if mask is None else _first(mask)[0]
         taps.memories[name] = MemoryTap(module, tokens, valid)
 
     def keep_logits(logits: Tensor, x: Tensor, *others: Tensor | None, **named: object) -> None:

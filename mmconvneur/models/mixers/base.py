@@ -85,7 +85,7 @@ class BottleneckMixer(GlobalMixer):
     def reset_parameters(self) -> None:
         """Start neutral (W_out = 0) but ready to learn: no layer before it at zero."""
         for layer in self.modules():
-            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            if isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
                 nn.init.xavier_uniform_(layer.weight)
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)

@@ -34,21 +34,29 @@ def full_precision(x: Tensor) -> AbstractContextManager:
     return torch.autocast(x.device.type, enabled=False)
 
 
-def standardised(x: Tensor, dim: int, valid: Tensor | None) -> Tensor:
-    """(x - mean) / deviation of each channel over the tokens of an image.
+class ImageNorm(nn.GroupNorm):
+    """(x - mean) / deviation of each channel over an image, scaled and shifted: an instance norm.
 
-    Args:
-        x: ``(B, C, N)``.
-        dim: C, a number where a recorded graph has none.
-        valid: ``(B, 1, N)``, bool: the tokens that count, the others become 0; ``None``: all do.
+    ``(B, C, H, W) -> (B, C, H, W)``. Unlike PyTorch's it takes maps of a single position and a mask
+    ``(B, 1, H, W)``, 1 = a valid position: the others do not count and become 0.
     """
-    if valid is None:
-        return torch.group_norm(x, dim, eps=1e-6)  # each channel is a group
-    count = valid.sum(-1, keepdim=True).clamp(min=1)
-    mean = x.masked_fill(~valid, 0).sum(-1, keepdim=True) / count
-    centred = (x - mean).masked_fill(~valid, 0)
-    variance = centred.square().sum(-1, keepdim=True) / count
-    return centred * (variance + 1e-6).rsqrt()
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim)  # each channel is a group
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            # For channels_last, PyTorch's CPU kernel subtracts squares: small deviations get lost.
+            x = x.contiguous()
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        valid, scale, shift = mask.bool(), self.weight[:, None, None], self.bias[:, None, None]
+        count = valid.sum((2, 3), keepdim=True).clamp(min=1)
+        wide = widened(x)
+        mean = wide.masked_fill(~valid, 0).sum((2, 3), keepdim=True) / count
+        centred = (wide - mean).masked_fill(~valid, 0)
+        variance = centred.square().sum((2, 3), keepdim=True) / count
+        normed = centred * (variance + self.eps).rsqrt() * scale + shift
+        return normed.masked_fill(~valid, 0).to(self.weight.dtype)
 
 
 def masked_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
@@ -93,17 +101,18 @@ def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
 class NeuralMemory(BottleneckMixer):
     """A linear memory that is fitted to the whole image, then read by every token.
 
-        z = LayerNorm(W_in x),  q, k, v = linear(conv3x3(z)),  q and k of unit length per head
-        w = softmax over the image of A z', per head, z' = z standardised over the image
+        z = ImageNorm(W_in x),  q, k, v = linear(conv3x3(z)),  q and k of unit length per head
+        w = softmax over the image of A z, per head
         M = 16 steps of gradient descent on L(M) = 1/2 sum_n w_n ||k_n M - v_n||^2 from M = 0
         G = W_out (q M)
 
-    A softmax can pick a few tokens out of thousands. Standardised, the channels in which most
-    tokens are alike do not drown those in which a few stand out. The depthwise convolution binds
-    what lies side by side, so that one token can hold a key and its value. After 16 steps a token
-    is read almost as it was written, however small its weight; one step would store it in
-    proportion to that. With a weighted mean over unit keys steps need no size at any resolution.
-    But for the convolution, the order of the tokens does not matter.
+    A softmax can pick a few tokens out of thousands. Normalised over the image, the channels in
+    which most tokens are alike drown neither the writing nor the keys of those in which a few stand
+    out. The depthwise convolution binds what lies side by side, so that one token can hold a key
+    and its value. After 16 steps a token is read almost as it was written, however small its
+    weight; one step would store it in proportion to that. With a weighted mean over unit keys steps
+    need no size at any resolution. But for the convolution, the order of the tokens does not
+    matter.
 
     Args:
         dim: Channels C of the block.
@@ -120,8 +129,9 @@ class NeuralMemory(BottleneckMixer):
         super().__init__(dim, memory_dim)
         check_num_heads(num_heads, 'memory_dim', memory_dim)
         self.num_heads = num_heads
+        self.norm = ImageNorm(memory_dim)
         self.short_conv = nn.Conv2d(memory_dim, memory_dim, 3, padding=1, groups=memory_dim)
-        self.qkv = nn.Linear(memory_dim, 3 * memory_dim)
+        self.qkv = nn.Conv1d(memory_dim, 3 * memory_dim, 1)
         self.write_logits = nn.Conv1d(memory_dim, num_heads, 1, bias=False)
         self.reset_parameters()
 
@@ -152,18 +162,15 @@ class NeuralMemory(BottleneckMixer):
         """z, ``(B, C, H, W) -> (B, C_m, H, W)``, zero on padding whatever that holds."""
         if mask is not None:
             x = x.masked_fill(~mask.bool(), 0)
-        z = self.norm(self.in_proj(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        return z if mask is None else z.masked_fill(~mask.bool(), 0)
+        return self.norm(self.in_proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), mask)
 
     def project(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, ``(B, C_m, H, W) -> (B, h, d, N)`` each, q and k of unit length."""
-        qkv = self.qkv(self.short_conv(z).permute(0, 2, 3, 1))  # (B, H, W, 3 C_m)
-        qkv = widened(qkv).flatten(1, 2).unflatten(2, (3, self.num_heads, -1))
-        qkv = qkv.permute(2, 0, 3, 4, 1).contiguous()  # (3, B, h, d, N): tokens last, for products
+        qkv = widened(self.qkv(self.short_conv(z).flatten(2)))  # (B, 3 C_m, N)
+        qkv = qkv.unflatten(1, (3, self.num_heads, -1)).transpose(0, 1).contiguous()
         return *F.normalize(qkv[:2], dim=3, eps=1e-6), qkv[2]
 
     def write_weights(self, z: Tensor, mask: Tensor | None) -> Tensor:
         """w, ``(B, C_m, H, W) -> (B, h, N)``."""
         valid = None if mask is None else mask.flatten(2).bool()  # (B, 1, N)
-        rare = standardised(z.flatten(2), self.bottleneck_dim, valid)
-        return masked_softmax(widened(self.write_logits(rare)), valid)
+        return masked_softmax(widened(self.write_logits(z.flatten(2))), valid)
