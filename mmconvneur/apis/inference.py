@@ -9,8 +9,9 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
+from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UsageError
 from ..utils.configs import datasets
@@ -18,7 +19,7 @@ from ..weights.loading import check_heads
 from ..weights.reading import read_state_dict
 
 
-def load_model(cfg: Config, weights: str) -> nn.Module:
+def load_model(cfg: Config, weights: str) -> BaseModel:
     """The detector or segmentor of a config in evaluation mode, with all its weights.
 
     Raises:
@@ -43,7 +44,7 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def preprocess(model: nn.Module, cfg: Config, path: Path) -> tuple[Tensor, tuple[float, float]]:
+def preprocess(model: BaseModel, cfg: Config, path: Path) -> tuple[Tensor, tuple[float, float]]:
     """What the backbone is given for an image file, ``(1, 3, H, W)``, and the image's scale in it.
 
     The scale is that of the width and of the height, without padding.

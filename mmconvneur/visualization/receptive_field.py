@@ -52,6 +52,7 @@ def effective_receptive_field(
             for channel in progress(chosen):
                 # Not autograd.grad, which reentrant checkpointing (in mmdet's ResNet) refuses.
                 centre[channel].backward(retain_graph=True)
+                assert x.grad is not None
                 field += x.grad[0].abs().sum(0)
                 x.grad = None
     finally:

@@ -69,31 +69,36 @@ def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandl
     def keep_context(fusion: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
         taps.fusions[name] = FusionTap(fusion, _first(inputs[1]))
 
-    def keep_tokens(tokens: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    def keep_tokens(
+        memory: NeuralMemory, tokens: Tensor, x: Tensor, mask: Tensor | None = None
+    ) -> None:
         valid = tokens.new_ones(tokens.shape[:2]) if mask is None else _first(mask)[0]
-        taps.memories[name] = MemoryTap(module, tokens, valid)
+        taps.memories[name] = MemoryTap(memory, tokens, valid)
 
-    def keep_logits(logits: Tensor, x: Tensor, *others: Tensor | None, **named: object) -> None:
+    def keep_logits(
+        module: nn.Module, logits: Tensor, x: Tensor, *others: Tensor | None, **named: object
+    ) -> None:
         taps.slots[name] = logits.unflatten(1, x.shape[-2:])
 
     if isinstance(module, ConvNeurBlock):
         yield module.fusion.register_forward_pre_hook(keep_context)
     if isinstance(module, NeuralMemory):
         yield from _listen_inside(module, module.norm, keep_tokens)
-    if isinstance(getattr(module, 'affinity', None), nn.Module):
-        yield from _listen_inside(module, module.affinity, keep_logits)
+    affinity = getattr(module, 'affinity', None)
+    if isinstance(affinity, nn.Module):
+        yield from _listen_inside(module, affinity, keep_logits)
 
 
 def _listen_inside(
     module: nn.Module, part: nn.Module, keep: Callable[..., None]
 ) -> Iterator[RemovableHandle]:
-    """After each pass of ``module``: keep(output of its part, *inputs of the module)."""
-    heard = {}
+    """After each pass of ``module``: keep(module, output of its part, *its inputs)."""
+    heard: dict[str, Tensor] = {}
     yield part.register_forward_hook(
         lambda part, inputs, output: heard.update(output=_first(output))
     )
     yield module.register_forward_hook(
-        lambda module, inputs, named, _: keep(heard.pop('output'), *inputs, **named),
+        lambda module, inputs, named, _: keep(module, heard.pop('output'), *inputs, **named),
         with_kwargs=True,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -65,6 +66,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 def is_whole(path: Path) -> bool:
     """Whether a file is a whole checkpoint, or a whole index of one."""
+    read: Callable[[Path], dict]
     if path.name.endswith(INDEX):
         read = read_index
     elif path.suffix == SAFETENSORS:

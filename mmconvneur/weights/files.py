@@ -87,7 +87,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     partial = path.with_name(f'partial-{name}')
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, partial, progress=is_main_process())
+        torch.hub.download_url_to_file(url, str(partial), progress=is_main_process())
         if not _has_hash(partial, sha256):
             raise UsageError(f'what {url} gives has not the hash {sha256}: get it elsewhere')
         if not is_whole(partial):

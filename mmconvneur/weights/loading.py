@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING
 
 from mmengine.logging import print_log
 from mmengine.runner import load_state_dict
@@ -15,6 +16,9 @@ from ..errors import UsageError
 from .layouts import Supplied, recognise
 from .reading import read_state_dict
 from .report import ENOUGH, LoadReport, compare
+
+if TYPE_CHECKING:
+    from ..models.backbones.base import StagedBackbone
 
 FROM_SCRATCH = 'to start from scratch: --cfg-options model.backbone.init_cfg=None'
 STAGE = re.compile(r'(?:stages|downsample_layers)\.(\d+)\.')
@@ -28,7 +32,7 @@ def split_init_cfg(init_cfg: dict | Sequence[dict] | None) -> tuple[list[dict], 
     return files, [cfg for cfg in cfgs if cfg not in files]
 
 
-def load_pretrained(backbone: nn.Module, files: Sequence[dict]) -> None:
+def load_pretrained(backbone: StagedBackbone, files: Sequence[dict]) -> None:
     """Fill a backbone from the files of ``dict(type='Pretrained', checkpoint=..., prefix=...)``.
 
     Args:
@@ -43,7 +47,7 @@ def load_pretrained(backbone: nn.Module, files: Sequence[dict]) -> None:
         _load_file(backbone, cfg['checkpoint'], cfg.get('prefix'))
 
 
-def _load_file(backbone: nn.Module, checkpoint: str, prefix: str | None) -> None:
+def _load_file(backbone: StagedBackbone, checkpoint: str, prefix: str | None) -> None:
     try:
         state = read_state_dict(checkpoint)
     except UsageError as error:
@@ -60,7 +64,7 @@ def _load_file(backbone: nn.Module, checkpoint: str, prefix: str | None) -> None
 
 
 def fit_state_dict(
-    backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str
+    backbone: StagedBackbone, state_dict: MutableMapping[str, Tensor], prefix: str
 ) -> LoadReport:
     """Rewrite the entries of ``state_dict`` under ``prefix`` to those of a backbone, and report.
 
@@ -124,7 +128,7 @@ def rewrite(
     state_dict.update({prefix + name: value for name, value in kept.items()})
 
 
-def _started(backbone: nn.Module, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
+def _started(backbone: StagedBackbone, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
     """What starts the backbone, and the names of what the source's layout does not have.
 
     Where only the backbone has a global branch in a block, the block's layer scale is divided by
@@ -146,14 +150,14 @@ def _started(backbone: nn.Module, supplied: Supplied) -> tuple[dict[str, Tensor]
     return tensors, new
 
 
-def _is_built(backbone: nn.Module, name: str) -> bool:
+def _is_built(backbone: StagedBackbone, name: str) -> bool:
     if match := STAGE.match(name):
         return int(match[1]) < len(backbone.stages)
     return hasattr(backbone, name.split('.')[0])
 
 
 def _too_little(
-    backbone: nn.Module,
+    backbone: StagedBackbone,
     inside: Mapping[str, Tensor],
     supplied: Supplied,
     report: LoadReport,

@@ -34,8 +34,11 @@ class Names(Protocol):
         roots: What the keys of stem, downsampling and blocks start with.
     """
 
-    name: str
-    roots: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def roots(self) -> tuple[str, ...]: ...
 
     def own_name(self, key: str) -> str | None: ...
 
@@ -44,7 +47,9 @@ class Names(Protocol):
 
 def translated(layout: Names, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
     """What the keys ``inside`` a backbone hold, ``outside`` being the file's others."""
-    tensors, unknown, unused = {}, [], outside
+    tensors: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    unused = outside
     for key, value in inside.items():
         if name := layout.own_name(key):
             tensors[name] = layout.own_shape(name, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -38,8 +38,8 @@ class StagedBackbone(BaseModule):
     """
 
     reports_loading = True  # see LoadReportHook
-    archs: Mapping[str, dict]  # sizes by name: channels and depths of the stages, and more
-    arch_defaults: Mapping[str, object]  # of what an arch may leave out
+    archs: dict[str, dict]  # sizes by name: channels and depths of the stages, and more
+    arch_defaults: dict  # of what an arch may leave out
 
     def __init__(
         self,
