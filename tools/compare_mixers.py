@@ -40,6 +40,21 @@ from sample_data import make_dataset
 
 ROOT = Path(__file__).parents[1]
 FACTORS = (1 / 3, 1.0)  # of the config's learning rate
+PAGE = """# Global branches, compared
+
+Each row is one small network with another global branch, fusion, placement or width. A score is
+the mIoU on the validation split after the last iteration, in percent. The first seed takes every
+learning rate; the other seeds take its best one. The deviation is over the seeds. Milliseconds and
+MiB are those of a training step on one thread.
+
+{}
+
+## Command and versions
+
+`python {}`
+
+{}
+"""
 
 
 def mixer(name: str, **options) -> dict:
@@ -249,10 +264,10 @@ def main() -> None:
     parts = [section(task, results[task], args.out) for task in args.tasks]
     models = {r['models'] for found in results.values() for r in found}
     facts = report.environment(torch.device('cpu')) | dict(models=' '.join(sorted(models)))
-    page = '# Global branches, compared\n\n{}\n\n`python {}`\n\n{}\n'.format(
+    page = PAGE.format(
         '\n\n'.join(parts),
         shlex.join(sys.argv),
-        ', '.join(f'{key} {value}' for key, value in facts.items()),
+        '\n'.join(f'- {key}: {value}' for key, value in facts.items()),
     )
     write_atomically(args.out / 'global_branches.md', page)
     print(page)
