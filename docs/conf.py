@@ -29,6 +29,7 @@ nitpick_ignore_regex = [  # types of other packages, which are not looked up
 ]
 html_theme = 'furo'
 html_title = project
+html_show_copyright = False
 myst_heading_anchors = 4
 nb_execution_mode = 'cache'  # of the notebook, as long as it stays the same
 nb_execution_cache_path = 'build/notebooks'

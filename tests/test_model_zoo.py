@@ -258,7 +258,7 @@ def without_a_weight(training: dict) -> None:
      ['not of the model of the config', '1 missing (roi_head.bbox_head.fc_reg.bias)']),
     (['detector.py', 'empty/epoch_1.pth'], None, ['empty holds no training log']),
     (['detector.py', 'no.pth'], None, ['no.pth does not exist']),
-    (['segmentor.py', 'work/epoch_1.pth'], None, ['not that of the training of']),
+    (['segmentor.py', 'work/epoch_1.pth'], None, ['not the one the checkpoint was']),
     (['detector.py', 'work/epoch_1.pth', '--name', 'a.b'], None, ['--name a.b', 'letters']),
     (['../elsewhere.py', 'work/epoch_1.pth'], None, ['not of this repository', 'configs/']),
 ])  # fmt: skip

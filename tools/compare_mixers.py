@@ -240,10 +240,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--tasks', nargs='+', default=['cue', 'legend'], help=', '.join(TASKS))
     parser.add_argument('--rows', nargs='+', default=[], help=', '.join(ROWS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at a time')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='parallel runs')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'compare_mixers')
-    parser.add_argument('--out', type=Path, help='folder of page and results, by default WORK_DIR')
-    parser.add_argument('--iterations', type=int, help='other than the config says, for a trial')
+    parser.add_argument('--out', type=Path, help='folder for page and results; default: WORK_DIR')
+    parser.add_argument('--iterations', type=int, help='per run, instead of those of the config')
     args = parser.parse_args()
     for what, chosen, known in ('task', args.tasks, TASKS), ('row', args.rows, ROWS):
         for name in chosen:

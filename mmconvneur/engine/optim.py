@@ -62,7 +62,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if unknown:
             raise UsageError(
                 f'paramwise_cfg has no key {", ".join(unknown)} with layer-wise decay: it takes '
-                f'{", ".join(PARAMWISE_KEYS)}; the backbone itself tells its layers'
+                f'{", ".join(PARAMWISE_KEYS)}; the backbone knows its own layers'
             )
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:

@@ -32,7 +32,7 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def usage_message(error: BaseException | None) -> str | None:
-    """What the user can mend, from the innermost such error of a chain; ``None`` if nothing."""
+    """What the user can fix, from the innermost such error of a chain; ``None`` if nothing."""
     message = None
     while error is not None:
         if isinstance(error, UsageError):
@@ -85,7 +85,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
         nargs='+',
         action=DictAction,
         default={},
-        help='key=value, ...',
+        help='settings that override those of the config: key=value ...',
     )
     return parser
 

@@ -17,7 +17,7 @@ PICKLE_2 = b'\x80\x02'  # how a pickle of protocol 2 begins
 
 
 def damaged(path: Path) -> UsageError:
-    return UsageError(f'checkpoint {path} is damaged or no checkpoint: get or write it again')
+    return UsageError(f'checkpoint {path} is damaged or not a checkpoint: get or write it again')
 
 
 def is_checkpoint(path: Path) -> bool:

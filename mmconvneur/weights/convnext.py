@@ -146,7 +146,7 @@ def _check_version(keys: Iterable[str]) -> None:
     for key in keys:
         if '.grn.' in key:
             raise UsageError(
-                f'{key} is the response normalisation of ConvNeXt V2, which ConvNeur has not: '
+                f'{key} is the response normalisation of ConvNeXt V2, which ConvNeur lacks: '
                 'give weights of ConvNeXt (V1)'
             )
         if key.endswith('.running_mean'):

@@ -204,8 +204,8 @@ def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -
     most = 0 if complete else min((1 - ENOUGH) * len(own), len(report.matched))
     if lost > most or len(report.unexpected) > (1 - ENOUGH) * len(own):
         raise UsageError(
-            f'the checkpoint is not of the model of the config: neck and heads have {report}; '
-            'give the config it was trained with, or a backbone alone as '
+            'the checkpoint does not belong to the model of the config: neck and heads have '
+            f'{report}; give the config it was trained with, or a backbone alone as '
             "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
     return report
