@@ -108,20 +108,40 @@ def test_sizes_are_those_of_the_code(page):
         assert row[2] == f'{count / 1e6:.1f}', arch
 
 
-def test_costs_in_the_readme_are_those_of_the_performance_page():
+def detection_costs() -> dict[str, list[str]]:
+    """Row of the first table at detection size -> ratio of times, and peak memory."""
     page = (ROOT / 'docs' / 'performance.md').read_text()
     section = page.split('\n## Detection size', 1)[1].split('\n## ', 1)[0]
     measured = {}
     for row in rows('', section):
-        measured.setdefault(row[0], row)  # the first table
+        measured.setdefault(row[0], row)
     header = measured['backbone']
     ratio = next(i for i, title in enumerate(header) if title.startswith('time /'))
     memory = header.index('MiB')
+    return {name: [row[ratio].split()[0], row[memory]] for name, row in measured.items()}
+
+
+def test_costs_in_the_readme_are_those_of_the_performance_page():
+    measured = detection_costs()
     shown = {row[0]: row[1:] for row in rows('README.md') if row[0] in MEASURED}
-    assert set(shown) == set(MEASURED)
-    for name, (time, mebibytes) in shown.items():
-        row = measured[MEASURED[name]]
-        assert [time, mebibytes] == [row[ratio].split()[0], row[memory]], name
+    assert shown == {name: measured[key] for name, key in MEASURED.items()}
+
+
+def test_figures_where_a_size_and_a_branch_are_chosen_are_the_measured_ones():
+    table, measured = rows('docs/choose.md'), detection_costs()
+    names = ['M1', 'M3', 'M4', 'T', 'Swin-T']
+    times = table[table.index(names) + 2]
+    keys = (name.lower() if name == 'Swin-T' else f'convneur-{name.lower()}' for name in names)
+    assert times == [measured[key][0] for key in keys]
+    branches = {row[0]: row[-2:] for row in table if len(row) == 5}
+    page = (ROOT / 'docs' / 'global_branches.md').read_text()
+    for column, task in enumerate(('cue', 'legend')):
+        section = page.split(f'\n## {task}\n')[1].split('\n## ')[0]
+        median = rows('', section)[0].index('median')
+        for row in rows('', section):
+            name = 'None' if row[0] == 'none' else row[0]
+            if name in branches and len(row) > median:
+                assert branches[name][column] == row[median], name
 
 
 @pytest.mark.parametrize('entry', read_index(ROOT), ids=lambda entry: entry['Name'])

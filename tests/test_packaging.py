@@ -11,11 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_layout import SHIPPED_TOOLS
+from test_layout import ROOT, SHIPPED_TOOLS
 
 from mmconvneur.apis.model_zoo import read_index
 
-ROOT = Path(__file__).parent.parent
 NAME = 'mask_rcnn_convneur_m1_sample'
 # The data is beside it; the mm packages are those of this environment.
 TOUR = """
