@@ -49,7 +49,7 @@ lint: install
 
 # The notebook runs on one core, a minute; its outputs are kept until it changes.
 docs: install
-	OMP_NUM_THREADS=1 $(RUN) -m sphinx --quiet --fail-on-warning --keep-going -c docs . build/site
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx -q -E -W -c docs . build/site
 	@echo "site: build/site/README.html; links to other sites, which are not followed:"
 	@grep -ohE 'https?://[^] )>"'"'"'`]+' README.md CONTRIBUTING.md docs/*.md | sort -u
 

@@ -59,7 +59,7 @@ setup(
         'sample': ['scikit-image', 'matplotlib', 'Pillow', 'pycocotools', 'rich'],
         'dev': [
             'furo',
-            'mypy',
+            'mypy==2.4.1',
             'myst-nb',
             'onnxruntime',
             'onnxscript',

@@ -80,7 +80,7 @@ def find_pixels(given: list[list[int]] | None, shape: tuple[int, ...]) -> list[t
 
 
 def look(backbone: nn.Module, inputs: Tensor) -> tuple[Taps, ReceptiveField]:
-    """What passes in a backbone, and what it sees, for one input ``(1, 3, H, W)``."""
+    """Tapped tensors and receptive field of a backbone for one input ``(1, 3, H, W)``."""
     with torch.no_grad(), capture(backbone) as taps:
         backbone(inputs)
     bar = partial(tqdm, desc='gradients of the receptive field', disable=None)

@@ -1,4 +1,4 @@
-"""From config, weights and an image file to a model and what it is given."""
+"""Load a model, and prepare an image file as its input."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_model(cfg: Config, weights: str) -> BaseModel:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """BGR ``(H, W, 3)``; raises ``UsageError`` for what is no image."""
+    """BGR ``(H, W, 3)``; raises ``UsageError`` if it is not an image."""
     if not path.is_file():
         raise UsageError(f'no image found at {path}: give the path of one')
     image = mmcv.imread(path)
@@ -45,7 +45,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def preprocess(model: BaseModel, cfg: Config, path: Path) -> tuple[Tensor, tuple[float, float]]:
-    """What the backbone is given for an image file, ``(1, 3, H, W)``, and the image's scale in it.
+    """Input of the backbone for an image file, ``(1, 3, H, W)``, and the image's scale in it.
 
     The scale is that of the width and of the height, without padding.
 

@@ -1,4 +1,4 @@
-"""Tap points: where a backbone is listened to while it runs as it always does.
+"""Tap points: forward hooks that read tensors of a backbone while it runs as usual.
 
 =================================  ============================================
 tap point                          what passes there
@@ -9,7 +9,7 @@ tap point                          what passes there
 ``<any>.affinity``, output         logits of slots and pixels, (B, S, N)
 =================================  ============================================
 
-Whatever has a submodule ``affinity`` and takes a map (B, C, H, W) first is listened to for slots.
+Any module with a submodule ``affinity`` whose first input is a map (B, C, H, W) has slots.
 
 Dimension key: B images, of which the first is kept; N = H W tokens; C channels of the block, C_m of
 the memory; S slots.
@@ -44,7 +44,7 @@ class MemoryTap(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """What passed the tap points, by the name of the module; slots are logits ``(S, H, W)``."""
+    """Tensors at the tap points, by the name of the module; slots are logits ``(S, H, W)``."""
 
     fusions: dict[str, FusionTap]
     memories: dict[str, MemoryTap]
@@ -55,7 +55,7 @@ class Taps(NamedTuple):
 def capture(model: nn.Module) -> Iterator[Taps]:
     """The :class:`Taps` of the forward passes inside the context; a later pass replaces an earlier.
 
-    Nothing but forward hooks, which are removed at the end: outputs stay the same to the bit.
+    Only forward hooks are used and then removed, so outputs stay the same to the bit.
     """
     taps = Taps({}, {}, {})
     with ExitStack() as hooks:

@@ -21,7 +21,7 @@ PARTS = ('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma'
 
 
 class Layout(NamedTuple):
-    """Where an implementation of ConvNeXt keeps what ConvNeur has too.
+    """Names of an implementation of ConvNeXt for the tensors that ConvNeur shares.
 
     Attributes:
         name: For messages.
@@ -46,7 +46,7 @@ class Layout(NamedTuple):
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """What the keys of stem, downsampling and blocks start with."""
+        """First parts of the keys of stem, downsampling and blocks."""
         modules = (self.stem[0], self.downsample(1), self.block(0, '0'))
         return tuple({re.split(r'\d', module)[0] for module in modules})
 
@@ -80,7 +80,7 @@ class Layout(NamedTuple):
         return value
 
     def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
-        """What the keys ``inside`` a backbone hold, ``outside`` being the file's others."""
+        """The tensors of the keys ``inside`` a backbone; ``outside`` are the file's other keys."""
         _check_version(key for key in inside if key.startswith(self.roots))
         return translated(self, inside, outside)
 

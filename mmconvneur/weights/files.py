@@ -1,4 +1,4 @@
-"""Where checkpoint files are: paths, URLs and lists of URLs, downloaded whole or not at all."""
+"""Locations of checkpoint files: paths, URLs and lists of URLs, downloaded whole or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a state dict into a model: layout recognised, neutral gates folded in, all reported."""
+"""Loading of a state dict: recognise the layout, fold in neutral gates, report."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def rewrite(
 
 
 def _started(backbone: StagedBackbone, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
-    """What starts the backbone, and the names of what the source's layout does not have.
+    """The tensors that start the backbone, and the names that the source's layout lacks.
 
     Where only the backbone has a global branch in a block, the block's layer scale is divided by
     what its fusion starts with. Without any, the source may be a classifier, which has no norms of
@@ -187,7 +187,7 @@ def sizes(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ..
 
 
 def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -> LoadReport:
-    """What a state dict has for all of a model but the backbones that report for themselves.
+    """Compare a state dict with a model, without the backbones that report for themselves.
 
     Raises:
         UsageError: As ``LoadReportHook``.

@@ -1,4 +1,4 @@
-"""What a checkpoint holds for a backbone, under this package's names."""
+"""Tensors that a checkpoint supplies to a backbone, under this package's names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Supplied(NamedTuple):
-    """What a file holds for a backbone.
+    """Tensors that a file supplies to a backbone.
 
     Attributes:
         layout: Name of the layout it was found in.
@@ -46,7 +46,7 @@ class Names(Protocol):
 
 
 def translated(layout: Names, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
-    """What the keys ``inside`` a backbone hold, ``outside`` being the file's others."""
+    """The tensors of the keys ``inside`` a backbone; ``outside`` are the file's other keys."""
     tensors: dict[str, Tensor] = {}
     unknown: list[str] = []
     unused = outside

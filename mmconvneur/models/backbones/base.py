@@ -1,4 +1,4 @@
-"""What the backbones of this package share: outputs, freezing, loading and depths of layers."""
+"""Base class of the backbones: outputs, freezing, loading and depths of layers."""
 
 from __future__ import annotations
 
