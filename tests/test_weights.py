@@ -504,7 +504,7 @@ def test_files_of_one_name_are_told_apart_and_half_ones_are_not_kept(server, tmp
     (folder / 'page.pth').write_text('<html>log in</html>')
     before = sorted((tmp_path / 'cache').rglob('*.*'))
     for name in ('half.safetensors', 'page.pth'):
-        with pytest.raises(UsageError, match='no whole checkpoint'):
+        with pytest.raises(UsageError, match='not a complete checkpoint'):
             fetch(f'{url}/{name}')
     assert sorted((tmp_path / 'cache').rglob('*.*')) == before
 
