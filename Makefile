@@ -1,5 +1,6 @@
 # make demo   install, make the sample data, train and test on it, draw the results
-# make test   install, lint, run the tests
+# make test   install, lint, check types, build the site, run the tests
+# make docs   build the site of README, docs/ and docstrings: build/site/README.html
 # Finished steps are not repeated; an interrupted training is resumed.
 #
 # PYTHON=python3.11                       the Python that .venv is made from (3.10 to 3.12)
@@ -31,19 +32,26 @@ compile_mmcv = PATH="$(CURDIR)/.venv/bin:$$PATH" CFLAGS=-g0 CXXFLAGS=-g0 \
 	$(PIP) --verbose --no-build-isolation $(1) \
 	"$$($(RUN) -c '$(REQUIREMENT)')" 2>&1 | tee .venv/mmcv.log | grep -oE '^ *\[[0-9]+/[0-9]+\]' || true
 
-.PHONY: demo test lint install clean FORCE
+.PHONY: demo test lint docs install clean FORCE
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
 	@echo "loss and AP over time:                $(DEMO)/training.png"
 	@echo "checkpoint, log and config:           $(DEMO)"
 
-test: lint
+test: lint docs
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(RUN) -m pytest
 
 lint: install
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+# The notebook runs on one core, a minute; its outputs are kept until it changes.
+docs: install
+	OMP_NUM_THREADS=1 $(RUN) -m sphinx -q -E -W -c docs . build/site
+	@echo "site: build/site/README.html; links to other sites, which are not followed:"
+	@grep -ohE 'https?://[^] )>"'"'"'`]+' README.md CONTRIBUTING.md docs/*.md | sort -u
 
 install: $(STAMPS)/check
 
@@ -111,6 +119,6 @@ $(DEMO)/training.png: $(DEMO)/.trained tools/plot_training.py | install
 
 # Everything the targets above made, but .venv and trainings of your own.
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(DEMO) \
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) \
 		data/.sample data/sample data/cue data/legend
 	find mmconvneur tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

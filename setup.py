@@ -58,6 +58,9 @@ setup(
         + ['Pillow', 'pycocotools'],
         'sample': ['scikit-image', 'matplotlib', 'Pillow', 'pycocotools', 'rich'],
         'dev': [
+            'furo',
+            'mypy==2.4.1',
+            'myst-nb',
             'onnxruntime',
             'onnxscript',
             'pre-commit',

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """A mistake in a config, a path or the environment that the user can mend.
+    """A mistake in a config, a path or the environment that the user can fix.
 
     The message is one line that names the problem and the cure. The command-line tools print it
     without a traceback and exit with status 1.

@@ -1,4 +1,4 @@
-"""Where MMEngine finds this package.
+"""Registries, through which MMEngine finds this package.
 
 MMEngine imports ``<scope>.registry`` when it meets a type such as ``mmconvneur.ConvNeur`` and then
 the ``locations`` of the registry, so a config needs no ``custom_imports``. Backbones are registered

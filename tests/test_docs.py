@@ -1,4 +1,4 @@
-"""What README and docs show: configs that run, links that lead somewhere, figures that agree."""
+"""What README and docs show: configs that run, figures that agree."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from steps import ROOT, build, sample_batch, train_step, wake_memory
 from test_tools import run, scalars
 
 from mmconvneur import ConvNeur
-from mmconvneur.apis.model_zoo import read_index
+from mmconvneur.apis.model_zoo import metrics_of, read_index
 from mmconvneur.engine.checkpoints import latest_checkpoint
 from mmconvneur.models.backbones.convneur import ARCHS
 from mmconvneur.utils.configs import check_family, check_widths
 
-PAGES = [*(ROOT / name for name in ('README.md', 'CONTRIBUTING.md')), *ROOT.glob('docs/*.md')]
-LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
 # Before and after, by the name in the first line of each file.
 README_CONFIGS = {
     'mask_rcnn_r50': 'ResNet',
@@ -96,21 +94,7 @@ def test_configs_of_the_readme_train(name, backbone, readme_configs, sample_dir)
             assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, key
 
 
-# ------------------------------------------------------------------------------- links and figures
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
-    for target in LINK.findall(page.read_text()):
-        path, _, anchor = target.partition('#')
-        if '://' in target:
-            continue
-        file = (page.parent / path) if path else page
-        assert file.exists(), target
-        if anchor:
-            titles = re.findall(r'^#+ (.+)$', file.read_text(), re.M)
-            slugs = {re.sub(r'[^\w\- ]', '', t).strip().lower().replace(' ', '-') for t in titles}
-            assert anchor in slugs, target
-
-
+# ------------------------------------------------------------------------------------------ figures
 @pytest.mark.parametrize('page', ['README.md', 'docs/choose.md'])
 def test_sizes_are_those_of_the_code(page):
     found = {row[0]: row for row in rows(page) if row[0] in ARCHS}
@@ -124,20 +108,66 @@ def test_sizes_are_those_of_the_code(page):
         assert row[2] == f'{count / 1e6:.1f}', arch
 
 
-def test_costs_in_the_readme_are_those_of_the_performance_page():
+def detection_costs() -> dict[str, list[str]]:
+    """Row of the first table at detection size -> ratio of times, and peak memory."""
     page = (ROOT / 'docs' / 'performance.md').read_text()
     section = page.split('\n## Detection size', 1)[1].split('\n## ', 1)[0]
     measured = {}
     for row in rows('', section):
-        measured.setdefault(row[0], row)  # the first table
+        measured.setdefault(row[0], row)
     header = measured['backbone']
     ratio = next(i for i, title in enumerate(header) if title.startswith('time /'))
     memory = header.index('MiB')
+    return {name: [row[ratio].split()[0], row[memory]] for name, row in measured.items()}
+
+
+def test_costs_in_the_readme_are_those_of_the_performance_page():
+    measured = detection_costs()
     shown = {row[0]: row[1:] for row in rows('README.md') if row[0] in MEASURED}
-    assert set(shown) == set(MEASURED)
-    for name, (time, mebibytes) in shown.items():
-        row = measured[MEASURED[name]]
-        assert [time, mebibytes] == [row[ratio].split()[0], row[memory]], name
+    assert shown == {name: measured[key] for name, key in MEASURED.items()}
+
+
+def test_figures_where_a_size_and_a_branch_are_chosen_are_the_measured_ones():
+    table, measured = rows('docs/choose.md'), detection_costs()
+    names = ['M1', 'M3', 'M4', 'T', 'Swin-T']
+    times = table[table.index(names) + 2]
+    keys = (name.lower() if name == 'Swin-T' else f'convneur-{name.lower()}' for name in names)
+    assert times == [measured[key][0] for key in keys]
+    branches = {row[0]: row[-2:] for row in table if len(row) == 5}
+    page = (ROOT / 'docs' / 'global_branches.md').read_text()
+    for column, task in enumerate(('cue', 'legend')):
+        section = page.split(f'\n## {task}\n')[1].split('\n## ')[0]
+        median = rows('', section)[0].index('median')
+        for row in rows('', section):
+            name = 'None' if row[0] == 'none' else row[0]
+            if name in branches and len(row) > median:
+                assert branches[name][column] == row[median], name
+
+
+@pytest.mark.parametrize('entry', read_index(ROOT), ids=lambda entry: entry['Name'])
+def test_results_of_released_models_agree(entry):
+    """With the header of the config, and the page of the sample data: a cell, or in the text."""
+    header = re.search(r'^# Result: (.+)$', (ROOT / entry['Config']).read_text(), re.M)[1]
+    page = (ROOT / 'docs' / 'sample_data.md').read_text()
+    titles, *cells = rows('docs/sample_data.md')
+    (released,) = (dict(zip(titles, row, strict=False)) for row in cells if 'released' in row[0])
+    for metric, value in metrics_of(entry).items():
+        shown = f'{value:.1f}'
+        assert f'{shown} {metric}' in header
+        assert released.get(metric) == shown or f'{shown} {metric}' in page
+
+
+@pytest.mark.parametrize('task', ['cue', 'legend'])
+def test_scores_of_the_tasks_agree(task):
+    with_memory, without = next(row[1:] for row in rows('README.md') if row[0] == task)
+    seeds = next(row for row in rows('docs/global_context.md') if row[0].startswith(f'{task}, '))
+    seeds = [cell.strip('*') for cell in seeds[1:-1] if cell != 'not run']
+    assert with_memory.split(', ') == seeds
+    page = (ROOT / 'docs' / 'global_branches.md').read_text()
+    section = page.split(f'\n## {task}\n')[1].split('\n## ')[0]
+    titles, none = (row for row in rows('', section)[:3] if '---' not in row)
+    best = next(i for i, title in enumerate(titles) if title.endswith(f'rate {none[3]}'))
+    assert without.split(', ') == [none[best], *none[4:6]]
 
 
 def test_errors_of_the_troubleshooting_page_are_those_of_the_code():

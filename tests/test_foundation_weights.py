@@ -196,7 +196,7 @@ def test_an_index_without_its_files_is_refused(parts, tmp_path):
         read_checkpoint(parts)
     for content in ('{', '[]', '{}', '{"weight_map": {}}', '{"weight_map": {"a": "../a.pth"}}'):
         parts.write_text(content)
-        with pytest.raises(UsageError, match=f'{parts} is damaged or no checkpoint'):
+        with pytest.raises(UsageError, match=f'{parts} is damaged or not a checkpoint'):
             read_checkpoint(parts)
 
 

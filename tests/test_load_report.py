@@ -81,7 +81,7 @@ def test_fine_tuning_may_not_leave_most_of_the_heads_at_random(detector):
 
 def test_a_backbone_alone_is_no_detector(detector, caplog):
     state = {k: v for k, v in detector.state_dict().items() if k.startswith('backbone.')}
-    with pytest.raises(UsageError, match=r'not of the model of the config.*init_cfg='):
+    with pytest.raises(UsageError, match=r'not belong to the model of the config.*init_cfg='):
         report(detector, state, caplog)
 
 

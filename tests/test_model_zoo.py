@@ -255,10 +255,10 @@ def without_a_weight(training: dict) -> None:
     (['detector.py', 'work/epoch_1.pth'], without_meta, ['cfg, dataset_meta, seed', 'train.py']),
     (['detector.py', 'work/epoch_1.pth'], without_a_finite_weight, ['norm0.weight', 'float16']),
     (['detector.py', 'work/epoch_1.pth'], without_a_weight,
-     ['not of the model of the config', '1 missing (roi_head.bbox_head.fc_reg.bias)']),
+     ['not belong to the model of the config', '1 missing (roi_head.bbox_head.fc_reg.bias)']),
     (['detector.py', 'empty/epoch_1.pth'], None, ['empty holds no training log']),
     (['detector.py', 'no.pth'], None, ['no.pth does not exist']),
-    (['segmentor.py', 'work/epoch_1.pth'], None, ['not that of the training of']),
+    (['segmentor.py', 'work/epoch_1.pth'], None, ['not the one the checkpoint was']),
     (['detector.py', 'work/epoch_1.pth', '--name', 'a.b'], None, ['--name a.b', 'letters']),
     (['../elsewhere.py', 'work/epoch_1.pth'], None, ['not of this repository', 'configs/']),
 ])  # fmt: skip

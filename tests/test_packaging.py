@@ -1,8 +1,8 @@
-"""What an installed mmconvneur carries: built as a wheel, installed into an empty folder."""
+"""What an installed mmconvneur carries, and that every kind of installation works alike."""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -11,34 +11,43 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from test_layout import SHIPPED_TOOLS
+from test_layout import ROOT, SHIPPED_TOOLS
 
-from model_index import release
+from mmconvneur.apis.model_zoo import read_index
 
-ROOT = Path(__file__).parent.parent
-# Both need the mm packages of this environment beside the installed copy.
-PROBE = """
-import sys
+NAME = 'mask_rcnn_convneur_m1_sample'
+# The data is beside it; the mm packages are those of this environment.
+TOUR = """
+import runpy, sys
 from pathlib import Path
 import mmconvneur
-from mmengine.config import Config
-from mmengine.utils import get_installed_path, is_installed
+from mmengine.utils import is_installed
+from mmconvneur.apis.model_zoo import released
 
-home = Path(get_installed_path('mmconvneur'))
+home, tools, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 assert is_installed('mmconvneur')
 assert Path(mmconvneur.__file__).parent == home, mmconvneur.__file__
-configs = sorted((home / '.mim' / 'configs').glob('*.py'))
-for path in configs:
-    backbone = Config.fromfile(path).model.backbone.type
-    assert (backbone == 'mmconvneur.ConvNeur') == ('_convneur_' in path.name), path
-print(home, len(configs))
+for path in released(name).paths:
+    assert home / '.mim' in Path(path).parents, path
+
+
+def run(tool, *arguments):
+    sys.argv = [tool, *arguments]
+    runpy.run_path(str(tools / f'{tool}.py'), run_name='__main__')
+
+
+workers = ('num_workers=0', 'persistent_workers=False')
+run(
+    *('train', name, '--work-dir', 'train', '--cfg-options', 'train_cfg.max_epochs=1'),
+    *('train_cfg.val_interval=2', 'train_dataloader.dataset.indices=8'),
+    *(f'train_dataloader.{option}' for option in workers),
+)
+run(
+    *('test', name, name, '--work-dir', 'test', '--cfg-options'),
+    *(f'test_dataloader.{option}' for option in workers),
+)
+run('demo', 'data/sample/images/val', '--model', name, '--out-dir', 'pictures')
 """
-RELEASED = """
-from mmconvneur.apis.model_zoo import released
-print(*released('stand-in').paths)
-"""
-WEIGHTS = b'weights'
-RELEASE = f'checkpoints/stand-in-{hashlib.sha256(WEIGHTS).hexdigest()[:8]}'
 
 
 def sources(folder: str) -> dict[str, bytes]:
@@ -48,51 +57,28 @@ def sources(folder: str) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope='module')
-def wheel(tmp_path_factory) -> Path:
-    """The wheel, built from a copy so that the repository stays as it is."""
-    folder = tmp_path_factory.mktemp('wheel')
-    source = folder / 'source'
-    source.mkdir()
-    for name in ('mmconvneur', 'configs', 'tools'):
+def source(tmp_path_factory) -> Path:
+    """What a wheel is built from, copied so that the repository stays as it is."""
+    source = tmp_path_factory.mktemp('clone')
+    for name in ('mmconvneur', 'configs', 'tools', 'checkpoints'):
         ignore = shutil.ignore_patterns('__pycache__')
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
     for name in ('setup.py', 'LICENSE', 'README.md', 'model-index.yml'):
         shutil.copy(ROOT / name, source / name)
-    (source / 'checkpoints').mkdir()
-    (source / f'{RELEASE}.pth').write_bytes(WEIGHTS)
-    (source / f'{RELEASE}.py').write_text('flat = True\n')
-    release(source, stand_in())
-    pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', str(folder), str(source))
+    return source
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory) -> Path:
+    folder, copy = tmp_path_factory.mktemp('wheel'), tmp_path_factory.mktemp('build') / 'clone'
+    shutil.copytree(source, copy, symlinks=True)
+    pip('wheel', '--no-deps', '--no-build-isolation', '--wheel-dir', str(folder), str(copy))
     return next(folder.glob('*.whl'))
-
-
-def stand_in() -> dict:
-    """A release, for there need not be one yet."""
-    digest = hashlib.sha256(WEIGHTS).hexdigest()
-    return {
-        'Name': 'stand-in',
-        'Config': 'configs/mask_rcnn_convneur_m1_sample.py',
-        'Metadata': {'Parameters': 7, 'File Size (MB)': 0.0, 'SHA256': digest},
-        'Results': [{'Task': 'Object Detection', 'Metrics': {'box AP': 1.0}}],
-        'Weights': f'{RELEASE}.pth',
-    }
 
 
 def pip(*arguments: str) -> None:
     done = subprocess.run([sys.executable, '-m', 'pip', *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def probe(cwd: Path, path: str, code: str = PROBE) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, '-c', code],
-        cwd=cwd,
-        env={**os.environ, 'PYTHONPATH': path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split()
 
 
 def test_wheel_holds_the_package_and_the_very_configs_and_tools(wheel):
@@ -104,7 +90,8 @@ def test_wheel_holds_the_package_and_the_very_configs_and_tools(wheel):
         held = {n: archive.read(n) for n in archive.namelist() if n.endswith('.py')}
         released = [n for n in archive.namelist() if '/checkpoints/' in n]
     assert links == []
-    assert released == [f'mmconvneur/.mim/{RELEASE}.pth']  # and nothing that lies beside it
+    # Nothing that lies beside the weights.
+    assert sorted(released) == sorted(f'mmconvneur/.mim/{e["Weights"]}' for e in read_index(ROOT))
     assert sorted(held) == sorted(expected)
     assert held == expected
 
@@ -128,21 +115,32 @@ def test_wheel_metadata(wheel):
 
 
 @pytest.mark.slow
-def test_configs_and_released_models_are_found_after_a_wheel_install(wheel, tmp_path):
-    site = tmp_path / 'site'
-    pip('install', '--no-deps', '--target', str(site), str(wheel))
-    home, count = probe(tmp_path, str(site))
-    assert Path(home) == site / 'mmconvneur'
-    assert int(count) == len(list((ROOT / 'configs').glob('*.py')))
-    config, weights = probe(tmp_path, str(site), RELEASED)
-    assert config == f'{home}/.mim/configs/mask_rcnn_convneur_m1_sample.py'
-    assert weights == f'{home}/.mim/{RELEASE}.pth'
-    assert Path(weights).read_bytes() == WEIGHTS
-
-
-@pytest.mark.slow
-def test_configs_are_found_in_an_editable_install(tmp_path):
-    """The installation that `make` does: this repository."""
-    home, count = probe(tmp_path, '')
-    assert Path(home) == ROOT / 'mmconvneur'
-    assert int(count) == len(list((ROOT / 'configs').glob('*.py')))
+@pytest.mark.parametrize('kind', ['wheel', 'editable', 'clone'])
+def test_every_installation_trains_tests_and_draws_by_name(
+    kind, source, wheel, sample_dir, tmp_path
+):
+    """``editable``: the one that `make` makes; ``clone``: the tools of a copy, not installed."""
+    home, tools, path = ROOT / 'mmconvneur', ROOT / 'tools', ''
+    if kind == 'wheel':
+        pip('install', '--no-deps', '--target', str(tmp_path / 'site'), str(wheel))
+        home, path = tmp_path / 'site' / 'mmconvneur', str(tmp_path / 'site')
+        tools = home / '.mim' / 'tools'
+    if kind == 'clone':
+        home, tools, path = source / 'mmconvneur', source / 'tools', str(source)
+    (tmp_path / 'data').symlink_to(sample_dir / 'data')
+    done = subprocess.run(
+        [sys.executable, '-c', TOUR, str(home), str(tools), NAME],
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = (tmp_path / 'train').glob('*/vis_data/scalars.json')
+    line = json.loads(next(losses).read_text().splitlines()[0])
+    assert line['iter'] == 2 and 0 < line['loss'] < 10
+    (metrics,) = (json.loads(file.read_text()) for file in (tmp_path / 'test').glob('*/*.json'))
+    assert metrics['coco/bbox_mAP'] > 0.2  # released weights, not random ones
+    images = sample_dir / 'data' / 'sample' / 'images' / 'val'
+    drawn = {file.name for file in (tmp_path / 'pictures').iterdir()}
+    assert drawn == {file.name for file in images.iterdir()}

@@ -17,6 +17,7 @@ from test_tools import TOOLS
 
 from mmconvneur import ConvNeur
 from mmconvneur.apis.model_zoo import metrics_of, read_index, released
+from mmconvneur.evaluation.names import METRICS
 from mmconvneur.utils.files import HOME
 from mmconvneur.weights import read_state_dict
 from publish_checkpoint import golden_maps
@@ -24,7 +25,7 @@ from sample_data import make_dataset
 
 ENTRIES = {entry['Name']: entry for entry in read_index(HOME)}
 LARGEST, ALL = 15e6, 40e6  # bytes
-KEYS = {'box AP': ('coco/bbox_mAP', 100), 'mask AP': ('coco/segm_mAP', 100), 'mIoU': ('mIoU', 1)}
+KEYS = {name: (key, factor) for key, (_, name, factor) in METRICS.items()}
 
 
 def test_one_of_each_family_ships_and_is_small():

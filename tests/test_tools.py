@@ -306,7 +306,7 @@ def test_damaged_checkpoints_are_named_and_never_resumed(
     assert latest_checkpoint(tmp_path) == good
     monkeypatch.chdir(sample_dir)
     message = failing(monkeypatch, capsys, 'test', DETECTION, bad, '--work-dir', tmp_path / 'work')
-    assert f'checkpoint {bad} is damaged or no checkpoint' in message
+    assert f'checkpoint {bad} is damaged or not a checkpoint' in message
 
 
 @pytest.mark.parametrize('direction', ['horizontal', 'vertical', 'diagonal'])

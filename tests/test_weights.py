@@ -439,7 +439,7 @@ def test_a_damaged_file_is_named(suffix, source, tmp_path):
     torch.save(state, file) if suffix == '.pth' else save_file(state, file)
     content = file.read_bytes()
     file.write_bytes(content[:-1000])
-    with pytest.raises(UsageError, match=rf'{file} is damaged or no checkpoint'):
+    with pytest.raises(UsageError, match=rf'{file} is damaged or not a checkpoint'):
         read_checkpoint(file)
     if suffix == '.pth':  # whole as an archive, spoilt inside
         middle = content.index(b'data.pkl') + 64
@@ -484,7 +484,7 @@ def test_a_download_is_verified_and_kept(server, source, tmp_path, capfd):
     assert '100%' in capfd.readouterr().err  # a bar
     (folder / good).unlink()
     assert fetch(f'{url}/{good}') == tmp_path / 'cache' / 'checkpoints' / good
-    with pytest.raises(UsageError, match='has not the hash 00000000'):
+    with pytest.raises(UsageError, match='does not have the hash 00000000'):
         fetch(f'{url}/{bad}')
     with pytest.raises(UsageError, match=r'cannot be downloaded \(.*404.*put it at'):
         fetch(f'{url}/none.pth')
@@ -504,7 +504,7 @@ def test_files_of_one_name_are_told_apart_and_half_ones_are_not_kept(server, tmp
     (folder / 'page.pth').write_text('<html>log in</html>')
     before = sorted((tmp_path / 'cache').rglob('*.*'))
     for name in ('half.safetensors', 'page.pth'):
-        with pytest.raises(UsageError, match='no whole checkpoint'):
+        with pytest.raises(UsageError, match='not a complete checkpoint'):
             fetch(f'{url}/{name}')
     assert sorted((tmp_path / 'cache').rglob('*.*')) == before
 
@@ -514,7 +514,7 @@ def test_a_hash_is_verified_in_the_cache_and_a_date_is_none(server, tmp_path):
     cache = tmp_path / 'cache' / 'checkpoints'
     cache.mkdir(parents=True)
     torch.save(dict(a=torch.zeros(3)), cache / 'a-00000000.pth')
-    with pytest.raises(UsageError, match='has not the hash 00000000: delete it'):
+    with pytest.raises(UsageError, match='does not have the hash 00000000: delete it'):
         fetch(f'{url}/a-00000000.pth')
     torch.save(dict(a=torch.zeros(3)), folder / 'a-20240101.pth')
     assert fetch(f'{url}/a-20240101.pth').name == 'a-20240101.pth'

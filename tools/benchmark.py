@@ -48,10 +48,10 @@ def parse() -> argparse.Namespace:
         nargs='+',
         metavar='NAME[:OPTION,...][@SETTING,...]',
         help='options: key=value of its config; local or the type of a global mixer for convneur. '
-        'Settings: a layout, or eager | compiled | cudagraphs, other than those below',
+        'Settings override --layout and --compile: a layout, or eager | compiled | cudagraphs',
     )
     parser.add_argument(
-        '--sizes', nargs='+', default=['224'], metavar='HxW', help='or S of a square'
+        '--sizes', nargs='+', default=['224'], metavar='HxW', help='of the image; S: a square'
     )
     parser.add_argument('--batch-sizes', nargs='+', type=int, default=[1], metavar='B')
     parser.add_argument(
@@ -62,17 +62,25 @@ def parse() -> argparse.Namespace:
         help=f'{" | ".join(DTYPES)}; weights and input are cast, with amp they stay float32 under '
         'bfloat16 autocast',
     )
-    parser.add_argument('--layout', default='channels_last', help=' | '.join(MEMORY_FORMATS))
     parser.add_argument(
-        '--mode', default='forward', help=f'{" | ".join(MODES)}: forward and backward'
+        '--layout', default='channels_last', help=f'memory layout: {" | ".join(MEMORY_FORMATS)}'
     )
     parser.add_argument(
-        '--compile', nargs='?', default='eager', const='compiled', help='compiled | cudagraphs'
+        '--mode', default='forward', help=f'{" | ".join(MODES)} (forward and backward)'
     )
-    parser.add_argument('--rounds', type=int, default=15, help='times each is timed, 15 by default')
-    parser.add_argument('--baseline', help='one of the backbones, the first by default')
-    parser.add_argument('--device', help='cpu | cuda, cuda by default where there is one')
-    parser.add_argument('--threads', type=int, help='of the CPU')
+    parser.add_argument(
+        '--compile',
+        nargs='?',
+        default='eager',
+        const='compiled',
+        help='run compiled (torch.compile) | cudagraphs',
+    )
+    parser.add_argument(
+        '--rounds', type=int, default=15, help='each times every backbone once; default: 15'
+    )
+    parser.add_argument('--baseline', help='what times are divided by; default: the first')
+    parser.add_argument('--device', help='cpu | cuda; default: cuda if there is one')
+    parser.add_argument('--threads', type=int, help='CPU threads')
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/benchmark'))
     return parser.parse_args()
 

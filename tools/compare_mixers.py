@@ -40,6 +40,21 @@ from sample_data import make_dataset
 
 ROOT = Path(__file__).parents[1]
 FACTORS = (1 / 3, 1.0)  # of the config's learning rate
+PAGE = """# Global branches, compared
+
+Each row is one small network with another global branch, fusion, placement or width. A score is
+the mIoU on the validation split after the last iteration, in percent. The first seed takes every
+learning rate; the other seeds take its best one. The deviation is over the seeds. Milliseconds and
+MiB are those of a training step on one thread.
+
+{}
+
+## Command and versions
+
+`python {}`
+
+{}
+"""
 
 
 def mixer(name: str, **options) -> dict:
@@ -225,10 +240,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--tasks', nargs='+', default=['cue', 'legend'], help=', '.join(TASKS))
     parser.add_argument('--rows', nargs='+', default=[], help=', '.join(ROWS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs at a time')
+    parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='parallel runs')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'compare_mixers')
-    parser.add_argument('--out', type=Path, help='folder of page and results, by default WORK_DIR')
-    parser.add_argument('--iterations', type=int, help='other than the config says, for a trial')
+    parser.add_argument('--out', type=Path, help='folder for page and results; default: WORK_DIR')
+    parser.add_argument('--iterations', type=int, help='per run, instead of those of the config')
     args = parser.parse_args()
     for what, chosen, known in ('task', args.tasks, TASKS), ('row', args.rows, ROWS):
         for name in chosen:
@@ -249,10 +264,10 @@ def main() -> None:
     parts = [section(task, results[task], args.out) for task in args.tasks]
     models = {r['models'] for found in results.values() for r in found}
     facts = report.environment(torch.device('cpu')) | dict(models=' '.join(sorted(models)))
-    page = '# Global branches, compared\n\n{}\n\n`python {}`\n\n{}\n'.format(
+    page = PAGE.format(
         '\n\n'.join(parts),
         shlex.join(sys.argv),
-        ', '.join(f'{key} {value}' for key, value in facts.items()),
+        '\n'.join(f'- {key}: {value}' for key, value in facts.items()),
     )
     write_atomically(args.out / 'global_branches.md', page)
     print(page)

@@ -17,10 +17,10 @@ from sample_data import TASKS, make_dataset
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--task', default='sample', help=' | '.join(TASKS))
-    parser.add_argument('--root', help='directory to write, data/<task> by default')
+    parser.add_argument('--root', help='folder to write; default: data/<task>')
     parser.add_argument('--num-train', type=int, metavar='N')
     parser.add_argument('--num-val', type=int, metavar='N')
-    parser.add_argument('--size', type=int, help='side of the pictures in pixels')
+    parser.add_argument('--size', type=int, help='side of the images in pixels')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
     root = args.root or f'data/{args.task}'

@@ -17,7 +17,7 @@ TABLE_BEGIN, TABLE_END = '<!-- models: begin -->\n', '<!-- models: end -->\n'
 
 
 def index_entry(record: dict, data: str, weights: str, size: int) -> dict:
-    """What the index says of a release, in OpenMMLab's format."""
+    """Entry of a release in the index, in OpenMMLab's format."""
     used = record['hardware']
     cpu, gpus = f'{used["cpu_cores"]} CPU cores ({used["cpu"]})', used['gpus']
     results = [

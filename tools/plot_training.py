@@ -26,7 +26,7 @@ def read_log(work_dir: Path) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
     parser.add_argument('work_dir', type=Path)
-    parser.add_argument('--out', type=Path, help='PNG file, WORK_DIR/training.png by default')
+    parser.add_argument('--out', type=Path, help='PNG file; default: WORK_DIR/training.png')
     args = parser.parse_args()
     log = read_log(args.work_dir)
     losses = [(entry['iter'], entry['loss']) for entry in log if 'loss' in entry]

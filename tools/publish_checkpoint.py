@@ -77,7 +77,7 @@ def main() -> None:
     for key in ('model', 'test_dataloader', 'test_evaluator'):
         if cfg.get(key) != flat.get(key):
             raise UsageError(
-                f'{key} of the config is not that of the training of the checkpoint: '
+                f'{key} of the config is not the one the checkpoint was trained with: '
                 'give the config it was trained with'
             )
 
@@ -125,7 +125,7 @@ def read_training(checkpoint: Path, trust: bool) -> dict:
     missing = {'cfg', 'seed', 'dataset_meta', 'epoch', 'iter'} - set(training.get('meta', {}))
     if missing or 'state_dict' not in training:
         raise UsageError(
-            f'checkpoint {checkpoint} is not of a training (it has no '
+            f'checkpoint {checkpoint} does not come from a training (it has no '
             f'{", ".join(sorted(missing)) or "state_dict"}): give one that tools/train.py wrote'
         )
     return training
@@ -183,7 +183,7 @@ def evaluate(cfg: Config, weights: Path, args: argparse.Namespace) -> tuple[dict
     stored = torch.load(weights, weights_only=True)['state_dict']
     report = compare(runner.model.state_dict(), stored)
     if not report.complete:
-        raise UsageError(f'the checkpoint is not of the model of the config: {report}')
+        raise UsageError(f'the checkpoint does not belong to the model of the config: {report}')
     metrics = {name: float(value) for name, value in runner.test().items()}
     if not METRICS.keys() & metrics.keys():
         given = ', '.join(metrics) or 'nothing, as for a model that finds nothing'

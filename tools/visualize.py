@@ -35,10 +35,12 @@ def main() -> None:
         type=int,
         action='append',
         metavar=('X', 'Y'),
-        help='of the image; what it reads is drawn. May be repeated; default: the centre',
+        help='draw what this pixel reads; may be repeated; default: the centre',
     )
     parser.add_argument('--out-dir', type=Path, default=Path('pictures'), help='default: pictures')
-    parser.add_argument('--dpi', type=int, default=200, help='of the pictures; default: 200')
+    parser.add_argument(
+        '--dpi', type=int, default=200, help='resolution of the pictures; default: 200'
+    )
     add_trust(parser)
     args = parse(parser)
     cfg, weights = load_config(args), find_weights(args.checkpoint)
@@ -78,7 +80,7 @@ def find_pixels(given: list[list[int]] | None, shape: tuple[int, ...]) -> list[t
 
 
 def look(backbone: nn.Module, inputs: Tensor) -> tuple[Taps, ReceptiveField]:
-    """What passes in a backbone, and what it sees, for one input ``(1, 3, H, W)``."""
+    """Tapped tensors and receptive field of a backbone for one input ``(1, 3, H, W)``."""
     with torch.no_grad(), capture(backbone) as taps:
         backbone(inputs)
     bar = partial(tqdm, desc='gradients of the receptive field', disable=None)

@@ -1,4 +1,4 @@
-"""From config, weights and an image file to a model and what it is given."""
+"""Load a model, and prepare an image file as its input."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmengine.device import get_device
+from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UsageError
 from ..utils.configs import datasets
@@ -18,7 +19,7 @@ from ..weights.loading import check_heads
 from ..weights.reading import read_state_dict
 
 
-def load_model(cfg: Config, weights: str) -> nn.Module:
+def load_model(cfg: Config, weights: str) -> BaseModel:
     """The detector or segmentor of a config in evaluation mode, with all its weights.
 
     Raises:
@@ -34,7 +35,7 @@ def load_model(cfg: Config, weights: str) -> nn.Module:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """BGR ``(H, W, 3)``; raises ``UsageError`` for what is no image."""
+    """BGR ``(H, W, 3)``; raises ``UsageError`` if it is not an image."""
     if not path.is_file():
         raise UsageError(f'no image found at {path}: give the path of one')
     image = mmcv.imread(path)
@@ -43,8 +44,8 @@ def read_image(path: Path) -> np.ndarray:
     return image
 
 
-def preprocess(model: nn.Module, cfg: Config, path: Path) -> tuple[Tensor, tuple[float, float]]:
-    """What the backbone is given for an image file, ``(1, 3, H, W)``, and the image's scale in it.
+def preprocess(model: BaseModel, cfg: Config, path: Path) -> tuple[Tensor, tuple[float, float]]:
+    """Input of the backbone for an image file, ``(1, 3, H, W)``, and the image's scale in it.
 
     The scale is that of the width and of the height, without padding.
 

@@ -70,7 +70,7 @@ class ResumeHook(Hook):
             return 0
         number = torch.tensor(self._received)
         all_reduce(number, 'max')
-        return number.item()
+        return int(number)
 
     def _note(self, number: int, frame: object) -> None:
         # Loader workers inherit the handler of SIGINT, and go on until the main process ends them.

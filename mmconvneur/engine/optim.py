@@ -6,6 +6,8 @@ Sources: layer-wise decay from BEiT (arXiv 2106.08254) and ConvNeXt (arXiv 2201.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import Tensor, nn
@@ -60,7 +62,7 @@ class LearningRateDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if unknown:
             raise UsageError(
                 f'paramwise_cfg has no key {", ".join(unknown)} with layer-wise decay: it takes '
-                f'{", ".join(PARAMWISE_KEYS)}; the backbone itself tells its layers'
+                f'{", ".join(PARAMWISE_KEYS)}; the backbone knows its own layers'
             )
         rate = self.paramwise_cfg.get('layer_decay_rate')
         if not isinstance(rate, (int, float)) or not 0 < rate <= 1:
@@ -120,11 +122,14 @@ def layer_depths(model: nn.Module) -> dict[str, tuple[int, int]]:
     Raises:
         UsageError: If no submodule has ``get_layer_depth``.
     """
-    owners: dict[str, nn.Module] = {}  # by prefix; outer ones come first and answer for inner ones
+    owners: dict[
+        str, Callable[[str], tuple[int, int]]
+    ] = {}  # by prefix; outer ones come first and answer for inner ones
     for path, module in model.named_modules():
         prefix = f'{path}.' if path else ''
-        if hasattr(module, 'get_layer_depth') and not prefix.startswith(tuple(owners)):
-            owners[prefix] = module
+        answer = getattr(module, 'get_layer_depth', None)
+        if answer and not prefix.startswith(tuple(owners)):
+            owners[prefix] = answer
     if not owners:
         raise UsageError(
             f'layer-wise decay: nothing in {type(model).__name__} has get_layer_depth; take '
@@ -132,8 +137,8 @@ def layer_depths(model: nn.Module) -> dict[str, tuple[int, int]]:
             'remove constructor and layer_decay_rate from optim_wrapper'
         )
     depths = {
-        name: module.get_layer_depth(name.removeprefix(prefix))
-        for prefix, module in owners.items()
+        name: answer(name.removeprefix(prefix))
+        for prefix, answer in owners.items()
         for name, _ in model.named_parameters()
         if name.startswith(prefix)
     }

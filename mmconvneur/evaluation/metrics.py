@@ -14,6 +14,8 @@ class ForegroundIoUMetric(IoUMetric):
     Every pixel counts, so a background pixel that is taken for a class lowers that class's IoU.
     """
 
+    dataset_meta: dict
+
     def compute_metrics(self, results: list[tuple]) -> dict[str, float]:
         # Each result: intersection, union, prediction and label areas, one value per class.
         results = [tuple(area[1:] for area in areas) for areas in results]

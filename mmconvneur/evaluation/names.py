@@ -1,4 +1,4 @@
-"""What the evaluators' metrics are called in tables and plots."""
+"""Names of the evaluators' metrics in tables and plots."""
 
 METRICS = {  # what an evaluator returns: task, name of the metric, factor to percent
     'coco/bbox_mAP': ('Object Detection', 'box AP', 100),

@@ -1,4 +1,4 @@
-"""What the command-line tools share: their arguments, and errors in one line."""
+"""Arguments of the command-line tools, and errors in one line."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def usage_message(error: BaseException | None) -> str | None:
-    """What the user can mend, from the innermost such error of a chain; ``None`` if nothing."""
+    """The innermost error of a chain that the user can fix, as text; ``None`` if there is none."""
     message = None
     while error is not None:
         if isinstance(error, UsageError):
@@ -85,7 +85,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
         nargs='+',
         action=DictAction,
         default={},
-        help='key=value, ...',
+        help='settings that override those of the config: key=value ...',
     )
     return parser
 

@@ -55,7 +55,7 @@ class Report(NamedTuple):
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f'{self.case}: {self.problem}; mend it with: {self.cure}' if self.cure else self.case
+        return f'{self.case}: {self.problem}; fix it with: {self.cure}' if self.cure else self.case
 
 
 def diagnose(paths: Sequence[str]) -> Report:

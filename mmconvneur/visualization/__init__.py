@@ -1,4 +1,4 @@
-"""What a backbone does with an image, drawn: see docs/visualization.md and ``taps.py``."""
+"""Pictures of how a backbone treats an image: see docs/visualization.md and ``taps.py``."""
 
 from .maps import gate, read_weights, slot_assignment, write_weights
 from .receptive_field import ReceptiveField, effective_receptive_field, square_holding

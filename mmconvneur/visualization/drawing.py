@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, LogNorm, Normalize, SymLogNorm, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
@@ -47,7 +48,7 @@ class Backdrop(NamedTuple):
         """Where the middle of a pixel (x, y) of the image is."""
         return (pixel[0] + 0.5) * self.scale[0], (pixel[1] + 0.5) * self.scale[1]
 
-    def cell(self, pixel: tuple[int, int], shape: Sequence[int]) -> tuple[int, int]:
+    def cell(self, pixel: tuple[int, int], shape: Sequence[int]) -> tuple[int, ...]:
         """Row and column of the cell of a map ``(h, w)`` that holds a pixel (x, y) of the image."""
         x, y = self.at(pixel)
         return tuple(
@@ -180,8 +181,8 @@ def grid(
 ) -> tuple[Figure, np.ndarray]:
     """A figure of bare axes over the valid part of the image, ``(rows, columns)``."""
     height, width = (panel * side / max(backdrop.shown) for side in backdrop.shown)
-    figure = Figure((columns * width + 1.5, rows * (height + 0.3) + 0.2), layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.04, h_pad=0.06)
+    layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.06)
+    figure = Figure((columns * width + 1.5, rows * (height + 0.3) + 0.2), layout=layout)
     panels = figure.subplots(rows, columns, squeeze=False)
     for ax in panels.flat:
         ax.set(yticks=[], xlim=(0, backdrop.shown[1]), ylim=(backdrop.shown[0], 0))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class ReceptiveField(NamedTuple):
-    """What a place depends on: ``field (H, W)``, and the pixel that is the middle of the place."""
+    """The pixels that a place depends on, ``field (H, W)``, and the pixel at its middle."""
 
     field: Tensor
     row: int
@@ -24,7 +24,7 @@ def effective_receptive_field(
     channels: int = 16,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> ReceptiveField:
-    """How much the centre of the last map depends on each pixel, by its gradient.
+    """Dependence of the centre of the last map on each pixel, by its gradient.
 
         E = mean_c sum_i |dy_c / dx_i|
 
@@ -52,6 +52,7 @@ def effective_receptive_field(
             for channel in progress(chosen):
                 # Not autograd.grad, which reentrant checkpointing (in mmdet's ResNet) refuses.
                 centre[channel].backward(retain_graph=True)
+                assert x.grad is not None
                 field += x.grad[0].abs().sum(0)
                 x.grad = None
     finally:

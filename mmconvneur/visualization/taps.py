@@ -1,4 +1,4 @@
-"""Tap points: where a backbone is listened to while it runs as it always does.
+"""Tap points: forward hooks that read tensors of a backbone while it runs as usual.
 
 =================================  ============================================
 tap point                          what passes there
@@ -9,7 +9,7 @@ tap point                          what passes there
 ``<any>.affinity``, output         logits of slots and pixels, (B, S, N)
 =================================  ============================================
 
-Whatever has a submodule ``affinity`` and takes a map (B, C, H, W) first is listened to for slots.
+Any module with a submodule ``affinity`` whose first input is a map (B, C, H, W) has slots.
 
 Dimension key: B images, of which the first is kept; N = H W tokens; C channels of the block, C_m of
 the memory; S slots.
@@ -44,7 +44,7 @@ class MemoryTap(NamedTuple):
 
 
 class Taps(NamedTuple):
-    """What passed the tap points, by the name of the module; slots are logits ``(S, H, W)``."""
+    """Tensors at the tap points, by the name of the module; slots are logits ``(S, H, W)``."""
 
     fusions: dict[str, FusionTap]
     memories: dict[str, MemoryTap]
@@ -55,7 +55,7 @@ class Taps(NamedTuple):
 def capture(model: nn.Module) -> Iterator[Taps]:
     """The :class:`Taps` of the forward passes inside the context; a later pass replaces an earlier.
 
-    Nothing but forward hooks, which are removed at the end: outputs stay the same to the bit.
+    Only forward hooks are used and then removed, so outputs stay the same to the bit.
     """
     taps = Taps({}, {}, {})
     with ExitStack() as hooks:
@@ -69,31 +69,36 @@ def _listen(taps: Taps, name: str, module: nn.Module) -> Iterator[RemovableHandl
     def keep_context(fusion: nn.Module, inputs: tuple[Tensor, Tensor]) -> None:
         taps.fusions[name] = FusionTap(fusion, _first(inputs[1]))
 
-    def keep_tokens(tokens: Tensor, x: Tensor, mask: Tensor | None = None) -> None:
+    def keep_tokens(
+        memory: NeuralMemory, tokens: Tensor, x: Tensor, mask: Tensor | None = None
+    ) -> None:
         valid = tokens.new_ones(tokens.shape[1:]) if mask is None else _first(mask)[0]
-        taps.memories[name] = MemoryTap(module, tokens, valid)
+        taps.memories[name] = MemoryTap(memory, tokens, valid)
 
-    def keep_logits(logits: Tensor, x: Tensor, *others: Tensor | None, **named: object) -> None:
+    def keep_logits(
+        module: nn.Module, logits: Tensor, x: Tensor, *others: Tensor | None, **named: object
+    ) -> None:
         taps.slots[name] = logits.unflatten(1, x.shape[-2:])
 
     if isinstance(module, ConvNeurBlock):
         yield module.fusion.register_forward_pre_hook(keep_context)
     if isinstance(module, NeuralMemory):
         yield from _listen_inside(module, module.norm, keep_tokens)
-    if isinstance(getattr(module, 'affinity', None), nn.Module):
-        yield from _listen_inside(module, module.affinity, keep_logits)
+    affinity = getattr(module, 'affinity', None)
+    if isinstance(affinity, nn.Module):
+        yield from _listen_inside(module, affinity, keep_logits)
 
 
 def _listen_inside(
     module: nn.Module, part: nn.Module, keep: Callable[..., None]
 ) -> Iterator[RemovableHandle]:
-    """After each pass of ``module``: keep(output of its part, *inputs of the module)."""
-    heard = {}
+    """After each pass of ``module``: keep(module, output of its part, *its inputs)."""
+    heard: dict[str, Tensor] = {}
     yield part.register_forward_hook(
         lambda part, inputs, output: heard.update(output=_first(output))
     )
     yield module.register_forward_hook(
-        lambda module, inputs, named, _: keep(heard.pop('output'), *inputs, **named),
+        lambda module, inputs, named, _: keep(module, heard.pop('output'), *inputs, **named),
         with_kwargs=True,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +17,7 @@ PICKLE_2 = b'\x80\x02'  # how a pickle of protocol 2 begins
 
 
 def damaged(path: Path) -> UsageError:
-    return UsageError(f'checkpoint {path} is damaged or no checkpoint: get or write it again')
+    return UsageError(f'checkpoint {path} is damaged or not a checkpoint: get or write it again')
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -65,6 +66,7 @@ def read_index(path: Path) -> dict[str, str]:
 
 def is_whole(path: Path) -> bool:
     """Whether a file is a whole checkpoint, or a whole index of one."""
+    read: Callable[[Path], dict]
     if path.name.endswith(INDEX):
         read = read_index
     elif path.suffix == SAFETENSORS:

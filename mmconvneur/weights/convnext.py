@@ -21,7 +21,7 @@ PARTS = ('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma'
 
 
 class Layout(NamedTuple):
-    """Where an implementation of ConvNeXt keeps what ConvNeur has too.
+    """Names of an implementation of ConvNeXt for the tensors that ConvNeur shares.
 
     Attributes:
         name: For messages.
@@ -46,9 +46,9 @@ class Layout(NamedTuple):
 
     @property
     def roots(self) -> tuple[str, ...]:
-        """What the keys of stem, downsampling and blocks start with."""
+        """First parts of the keys of stem, downsampling and blocks."""
         modules = (self.stem[0], self.downsample(1), self.block(0, '0'))
-        return tuple({re.match(r'\D+', module)[0] for module in modules})
+        return tuple({re.split(r'\d', module)[0] for module in modules})
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Pairs of a regular expression for the layout's module and ConvNeur's module."""
@@ -68,7 +68,7 @@ class Layout(NamedTuple):
     def own_name(self, key: str) -> str | None:
         for theirs, ours in self.rules():
             if match := re.fullmatch(rf'{theirs}(\.weight|\.bias|)', key):
-                return match.expand(ours) + match[match.lastindex]
+                return match.expand(ours) + match.groups()[-1]
         return None
 
     def own_shape(self, name: str, value: Tensor) -> Tensor:
@@ -80,9 +80,20 @@ class Layout(NamedTuple):
         return value
 
     def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
-        """What the keys ``inside`` a backbone hold, ``outside`` being the file's others."""
+        """The tensors of the keys ``inside`` a backbone; ``outside`` are the file's other keys."""
         _check_version(key for key in inside if key.startswith(self.roots))
         return translated(self, inside, outside)
+
+
+def _transformers_dinov3(name: str, model: str) -> Layout:
+    return Layout(
+        name,
+        stem=(f'{model}stages.0.downsample_layers.0', f'{model}stages.0.downsample_layers.1'),
+        downsample=lambda i: f'{model}stages.{i}.downsample_layers',
+        block=lambda i, j: f'{model}stages.{i}.layers.{j}',
+        parts=('depthwise_conv', 'layer_norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma'),
+        output_norms={3: r'(?:model\.)?layer_norm'},
+    )
 
 
 CONVNEXTS = (
@@ -126,20 +137,8 @@ CONVNEXTS = (
         output_norms={i: rf'hidden_states_norms\.stage{i + 1}' for i in STAGES},
     ),
     # A model of transformers 5 puts `model.` before the stages, its files do not.
-    *(
-        Layout(
-            name,
-            stem=(f'{model}stages.0.downsample_layers.0', f'{model}stages.0.downsample_layers.1'),
-            downsample=lambda i, model=model: f'{model}stages.{i}.downsample_layers',
-            block=lambda i, j, model=model: f'{model}stages.{i}.layers.{j}',
-            parts=('depthwise_conv', 'layer_norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma'),
-            output_norms={3: r'(?:model\.)?layer_norm'},
-        )
-        for name, model in (
-            ('DINOv3 ConvNeXt (transformers)', 'model.'),
-            ('DINOv3 ConvNeXt (Hugging Face)', ''),
-        )
-    ),
+    _transformers_dinov3('DINOv3 ConvNeXt (transformers)', 'model.'),
+    _transformers_dinov3('DINOv3 ConvNeXt (Hugging Face)', ''),
 )
 
 
@@ -147,7 +146,7 @@ def _check_version(keys: Iterable[str]) -> None:
     for key in keys:
         if '.grn.' in key:
             raise UsageError(
-                f'{key} is the response normalisation of ConvNeXt V2, which ConvNeur has not: '
+                f'{key} is the response normalisation of ConvNeXt V2, which ConvNeur lacks: '
                 'give weights of ConvNeXt (V1)'
             )
         if key.endswith('.running_mean'):

@@ -1,4 +1,4 @@
-"""Where checkpoint files are: paths, URLs and lists of URLs, downloaded whole or not at all."""
+"""Locations of checkpoint files: paths, URLs and lists of URLs, downloaded whole or not at all."""
 
 from __future__ import annotations
 
@@ -82,17 +82,17 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     path = folder / name
     if path.is_file():
         if not _has_hash(path, sha256):
-            raise UsageError(f'{path} has not the hash {sha256}: delete it and get it again')
+            raise UsageError(f'{path} does not have the hash {sha256}: delete it and get it again')
         return path
     partial = path.with_name(f'partial-{name}')
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, partial, progress=is_main_process())
+        torch.hub.download_url_to_file(url, str(partial), progress=is_main_process())
         if not _has_hash(partial, sha256):
-            raise UsageError(f'what {url} gives has not the hash {sha256}: get it elsewhere')
+            raise UsageError(f'what {url} sends does not have the hash {sha256}: get it elsewhere')
         if not is_whole(partial):
             raise UsageError(
-                f'what {url} gives is no whole checkpoint: try again, or check the URL'
+                f'what {url} sends is not a complete checkpoint: try again, or check the URL'
             )
         os.replace(partial, path)
     except (URLError, OSError) as error:

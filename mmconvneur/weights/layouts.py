@@ -23,14 +23,16 @@ CLASS_TOKEN = re.compile(r'(?:^|\.)(?:cls_token|class_token|class_embedding)$')
 
 
 class GLNetLayout:
-    """The published checkpoints of GLNet; see :mod:`.glnet` for the names."""
+    """The published checkpoints of GLNet; see ``glnet.py`` for the names."""
 
     name = 'GLNet (official repository)'
     first_key = glnet.FIRST_KEY
     roots = glnet.ROOTS
     own_name = staticmethod(glnet.own_name)
     own_shape = staticmethod(glnet.own_shape)
-    supply = translated
+
+    def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
+        return translated(self, inside, outside)
 
 
 class OwnLayout(NamedTuple):
@@ -59,7 +61,12 @@ CONVNEUR = OwnLayout(
     trained=re.compile(r'\.global_branch\.'),
 )
 GLNET = OwnLayout('GLNet', first_key='stages.0.0.norm1.weight', trained=re.compile(r'^norm[0-2]\.'))
-LAYOUTS = (CONVNEUR, *CONVNEXTS, GLNET, GLNetLayout())
+LAYOUTS: tuple[Layout | OwnLayout | GLNetLayout, ...] = (
+    CONVNEUR,
+    *CONVNEXTS,
+    GLNET,
+    GLNetLayout(),
+)
 
 
 def recognise(state: Mapping[str, Tensor], prefix: str | None = None) -> Supplied:

@@ -1,4 +1,4 @@
-"""From a state dict into a model: layout recognised, neutral gates folded in, all reported."""
+"""Loading of a state dict: recognise the layout, fold in neutral gates, report."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING
 
 from mmengine.logging import print_log
 from mmengine.runner import load_state_dict
@@ -15,6 +16,9 @@ from ..errors import UsageError
 from .layouts import Supplied, recognise
 from .reading import read_state_dict
 from .report import ENOUGH, LoadReport, compare
+
+if TYPE_CHECKING:
+    from ..models.backbones.base import StagedBackbone
 
 FROM_SCRATCH = 'to start from scratch: --cfg-options model.backbone.init_cfg=None'
 STAGE = re.compile(r'(?:stages|downsample_layers)\.(\d+)\.')
@@ -28,7 +32,7 @@ def split_init_cfg(init_cfg: dict | Sequence[dict] | None) -> tuple[list[dict], 
     return files, [cfg for cfg in cfgs if cfg not in files]
 
 
-def load_pretrained(backbone: nn.Module, files: Sequence[dict]) -> None:
+def load_pretrained(backbone: StagedBackbone, files: Sequence[dict]) -> None:
     """Fill a backbone from the files of ``dict(type='Pretrained', checkpoint=..., prefix=...)``.
 
     Args:
@@ -43,7 +47,7 @@ def load_pretrained(backbone: nn.Module, files: Sequence[dict]) -> None:
         _load_file(backbone, cfg['checkpoint'], cfg.get('prefix'))
 
 
-def _load_file(backbone: nn.Module, checkpoint: str, prefix: str | None) -> None:
+def _load_file(backbone: StagedBackbone, checkpoint: str, prefix: str | None) -> None:
     try:
         state = read_state_dict(checkpoint)
     except UsageError as error:
@@ -60,7 +64,7 @@ def _load_file(backbone: nn.Module, checkpoint: str, prefix: str | None) -> None
 
 
 def fit_state_dict(
-    backbone: nn.Module, state_dict: MutableMapping[str, Tensor], prefix: str
+    backbone: StagedBackbone, state_dict: MutableMapping[str, Tensor], prefix: str
 ) -> LoadReport:
     """Rewrite the entries of ``state_dict`` under ``prefix`` to those of a backbone, and report.
 
@@ -124,8 +128,8 @@ def rewrite(
     state_dict.update({prefix + name: value for name, value in kept.items()})
 
 
-def _started(backbone: nn.Module, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
-    """What starts the backbone, and the names of what the source's layout does not have.
+def _started(backbone: StagedBackbone, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors that start the backbone, and the names that the source's layout lacks.
 
     Where only the backbone has a global branch in a block, the block's layer scale is divided by
     what its fusion starts with. Without any, the source may be a classifier, which has no norms of
@@ -146,14 +150,14 @@ def _started(backbone: nn.Module, supplied: Supplied) -> tuple[dict[str, Tensor]
     return tensors, new
 
 
-def _is_built(backbone: nn.Module, name: str) -> bool:
+def _is_built(backbone: StagedBackbone, name: str) -> bool:
     if match := STAGE.match(name):
         return int(match[1]) < len(backbone.stages)
     return hasattr(backbone, name.split('.')[0])
 
 
 def _too_little(
-    backbone: nn.Module,
+    backbone: StagedBackbone,
     inside: Mapping[str, Tensor],
     supplied: Supplied,
     report: LoadReport,
@@ -183,7 +187,7 @@ def sizes(tensors: Mapping[str, Tensor]) -> tuple[tuple[int, ...], tuple[int, ..
 
 
 def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -> LoadReport:
-    """What a state dict has for all of a model but the backbones that report for themselves.
+    """Compare a state dict with a model, without the backbones that report for themselves.
 
     Raises:
         UsageError: As ``LoadReportHook``.
@@ -200,8 +204,8 @@ def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -
     most = 0 if complete else min((1 - ENOUGH) * len(own), len(report.matched))
     if lost > most or len(report.unexpected) > (1 - ENOUGH) * len(own):
         raise UsageError(
-            f'the checkpoint is not of the model of the config: neck and heads have {report}; '
-            'give the config it was trained with, or a backbone alone as '
+            'the checkpoint does not belong to the model of the config: neck and heads have '
+            f'{report}; give the config it was trained with, or a backbone alone as '
             "model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
     return report

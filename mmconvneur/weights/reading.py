@@ -59,7 +59,7 @@ def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
         ) from error
     except Exception as error:  # spoilt bytes can raise anything
         raise damaged(path) from error
-    if not isinstance(checkpoint, Mapping):
+    if not isinstance(checkpoint, dict):
         raise UsageError(
             f'checkpoint {path} holds a {type(checkpoint).__name__}: give a file of a state dict'
         )
@@ -68,7 +68,7 @@ def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
 
 def _read_parts(source: str, index: Path, trust: bool | None) -> dict[str, Tensor]:
     """The tensors in the files that the index of a path or URL names."""
-    source, tensors = resolve(source), {}
+    source, tensors = resolve(source), dict[str, Tensor]()
     for name in sorted(set(read_index(index).values())):
         part = urljoin(source, name) if source.startswith(SCHEMES) else index.with_name(name)
         try:

@@ -1,4 +1,4 @@
-"""What a checkpoint filled, and what it did not."""
+"""Report of the tensors that a checkpoint filled and of those that it did not."""
 
 from __future__ import annotations
 

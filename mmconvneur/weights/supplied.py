@@ -1,4 +1,4 @@
-"""What a checkpoint holds for a backbone, under this package's names."""
+"""Tensors that a checkpoint supplies to a backbone, under this package's names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Supplied(NamedTuple):
-    """What a file holds for a backbone.
+    """Tensors that a file supplies to a backbone.
 
     Attributes:
         layout: Name of the layout it was found in.
@@ -34,8 +34,11 @@ class Names(Protocol):
         roots: What the keys of stem, downsampling and blocks start with.
     """
 
-    name: str
-    roots: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def roots(self) -> tuple[str, ...]: ...
 
     def own_name(self, key: str) -> str | None: ...
 
@@ -43,8 +46,10 @@ class Names(Protocol):
 
 
 def translated(layout: Names, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
-    """What the keys ``inside`` a backbone hold, ``outside`` being the file's others."""
-    tensors, unknown, unused = {}, [], outside
+    """The tensors of the keys ``inside`` a backbone; ``outside`` are the file's other keys."""
+    tensors: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    unused = outside
     for key, value in inside.items():
         if name := layout.own_name(key):
             tensors[name] = layout.own_shape(name, value)

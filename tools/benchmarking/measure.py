@@ -1,4 +1,4 @@
-"""What a step costs: multiplications, memory, and time beside others in the same rounds.
+"""Costs of a step: multiplications, memory, and time beside others in the same rounds.
 
 A step is a function without arguments that runs a network once.
 """

@@ -83,7 +83,7 @@ def _grounds(
 def _material(
     cutout: Cutout, split: str, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[Source]]:
-    """What a thing is made of, over the whole canvas: metal for a coin, else a photograph."""
+    """Material of a thing over the whole canvas: metal for a coin, else a photograph."""
     if cutout.face is not None:
         tint = np.float32(METALS[rng.integers(len(METALS))] * rng.uniform(0.95, 1.05, 3))
         return cutout.face * tint * np.float32(rng.uniform(0.55, 1.05)), []

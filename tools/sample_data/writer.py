@@ -107,7 +107,7 @@ def _write_split(root: Path, split: str, scenes: Iterable[Scene], things: tuple[
 
 
 def _described(root: Path) -> dict | None:
-    """What dataset.json in `root` says, None where this module did not write it."""
+    """Content of dataset.json in `root`; None if this module did not write it."""
     try:
         found = json.loads((root / 'dataset.json').read_text())
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""What the backbones of this package share: outputs, freezing, loading and depths of layers."""
+"""Base class of the backbones: outputs, freezing, loading and depths of layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -38,8 +38,8 @@ class StagedBackbone(BaseModule):
     """
 
     reports_loading = True  # see LoadReportHook
-    archs: Mapping[str, dict]  # sizes by name: channels and depths of the stages, and more
-    arch_defaults: Mapping[str, object]  # of what an arch may leave out
+    archs: dict[str, dict]  # sizes by name: channels and depths of the stages, and more
+    arch_defaults: dict  # of what an arch may leave out
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from .base import MIN_SIZE, StagedBackbone, drop_path_rates, per_stage
 
 # m1-m4: fitted to the parameters and FLOPs that the paper reports (its widths and depths are not
 # published). t, s, b, l, xl: ConvNeXt, section 3 of arXiv 2201.03545.
-ARCHS = {
+ARCHS: dict[str, dict] = {
     'm1': dict(channels=(40, 80, 160, 320), depths=(2, 2, 9, 3), mlp_ratio=3, layer_scale=1.0),
     'm2': dict(channels=(48, 96, 192, 384), depths=(2, 2, 9, 3), mlp_ratio=3, layer_scale=1.0),
     'm3': dict(channels=(64, 128, 256, 512), depths=(2, 2, 9, 3), mlp_ratio=3, layer_scale=1.0),

@@ -24,7 +24,7 @@ GLMIX, ATTENTION, BOTH = ('glmix',), ('attention',), ('glmix', 'attention')
 HYBRID = dict(
     depths=(4, 4, 18, 4), mixers=(GLMIX, GLMIX, BOTH, ATTENTION), mlp_ratio=3, overlap=True
 )
-ARCHS = {
+ARCHS: dict[str, dict] = {
     'stl': dict(channels=(96, 192, 384, 768), depths=(2, 2, 6, 2)),
     '4g': dict(HYBRID, channels=(64, 128, 256, 512)),
     '9g': dict(HYBRID, channels=(96, 192, 384, 768)),
@@ -71,7 +71,7 @@ class GLNet(StagedBackbone):
         norm_cfg: Batch norm of stem, downsampling and the last map; ``dict(type='SyncBN')`` for a
             few images per GPU.
         init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=...)`` with a published
-            file, whose names :mod:`mmconvneur.weights.glnet` translates. ``None``: PyTorch's own
+            file, whose names ``mmconvneur.weights.glnet`` translates. ``None``: PyTorch's own
             initialisation, Xavier's in attention.
 
     Raises:

@@ -43,7 +43,7 @@ class FullAttention(BaseModule):
         return out.permute(0, 3, 1, 2)
 
 
-MIXINGS = {'glmix': GlobalLocalMixing, 'attention': FullAttention}
+MIXINGS: dict[str, type[nn.Module]] = {'glmix': GlobalLocalMixing, 'attention': FullAttention}
 
 
 class ResidualDepthwiseConv(nn.Conv2d):

@@ -182,7 +182,7 @@ def fit_resnet(
 
 
 def find_resnet(keys: Iterable[str]) -> str:
-    """What the keys of the ResNet in a state dict start with: '', 'backbone.', 'module.', ..."""
+    """Prefix of the ResNet's keys in a state dict: ``''``, ``'backbone.'``, ``'module.'``, ..."""
     keys = list(keys)
     starts = [key.removesuffix(FIRST_KEY) for key in keys if f'.{key}'.endswith(f'.{FIRST_KEY}')]
     if not starts:

@@ -64,7 +64,7 @@ class ConcatFusion(BaseModule):
         return self.merge(both).permute(0, 3, 1, 2)
 
 
-FUSIONS = {'gate': GateFusion, 'add': AddFusion, 'concat': ConcatFusion}
+FUSIONS: dict[str, type[nn.Module]] = {'gate': GateFusion, 'add': AddFusion, 'concat': ConcatFusion}
 
 
 class LocalBlock(BaseModule):

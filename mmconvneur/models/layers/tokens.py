@@ -5,6 +5,8 @@ Dimension key: B images, C channels, H x W positions, s x s positions to a token
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,7 +32,7 @@ def pool_tokens(x: Tensor, size: int, mask: Tensor | None = None) -> tuple[Tenso
     return total / share.clamp(min=size**-2), share > 0
 
 
-def spread_tokens(tokens: Tensor, shape: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+def spread_tokens(tokens: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> Tensor:
     """Bilinear interpolation to a map, ``(B, C, h, w) -> (B, C, *shape)``.
 
     With a mask, what is not valid has no part in the interpolation, as if the grid ended there.

@@ -1,4 +1,4 @@
-"""What global branches share: their last layer, a bottleneck, and how padding is left out."""
+"""Base classes of global branches: last layer, bottleneck, padding left out."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from .neural_memory import full_precision, masked_softmax, widened
 
 
 class WriteRule(NamedTuple):
-    """How strongly each token and each chunk is written.
+    """Write strength of each token and each chunk.
 
     Attributes:
         weights: ``(B, h, T, L)``, the weight of each token in the loss of its chunk.
@@ -211,7 +211,7 @@ class ChunkedNeuralMemory(BottleneckMixer):
         return WriteRule(weights, lr=rate + 1, momentum=rate, decay=rate)
 
     def readout(self, initial: Weights, memory: Weights, queries: Tensor) -> Tensor:
-        """What the image itself wrote: f(q; M) - f(q; M_0)."""
+        """The part that the image itself wrote: f(q; M) - f(q; M_0)."""
         return self.inner.apply(memory, queries) - self.inner.apply(initial, queries)
 
     def chunked(self, x: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class SlotAffinity(nn.Module):
 
 
 class SoftClustering(BaseModule):
-    """What GLMix and the blocks of GLNet share: slots, gather, attention, dispatch.
+    """Soft clustering of GLMix and GLNet: slots, gather, attention, dispatch.
 
         P = slots of the block's input x: S means of a grid, or S parameters
         A = s cos(P, z)                  z: the normalised input

@@ -28,7 +28,7 @@ def widened(x: Tensor) -> Tensor:
 
 
 def full_precision(x: Tensor) -> AbstractContextManager:
-    """Where autocast must not narrow what was :func:`widened`."""
+    """Context without autocast, which would narrow what was :func:`widened`."""
     if not torch.amp.is_autocast_available(x.device.type):
         return nullcontext()
     return torch.autocast(x.device.type, enabled=False)

@@ -5,6 +5,8 @@ Source: "Spatial Bias for Attention-free Non-local Neural Networks" (arXiv 2302.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,7 +37,7 @@ class SpatialBiasMaps(nn.Module):
         self.norm = build_norm_layer(norm_cfg, NUM_REDUCED)[1]
         self.mix = nn.Conv1d(GRID**2, GRID**2, NUM_REDUCED - NUM_BIASES + 1)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
         """``(B, C, H, W) -> (B, 3, *size)``, any H and W, also smaller than the grid."""
         return self.spread(self.reduced(x), size)
 
@@ -52,7 +54,7 @@ class SpatialBiasMaps(nn.Module):
         filled = normed.new_zeros(*valid.shape, NUM_REDUCED).index_put((valid,), normed)
         return filled.permute(0, 3, 1, 2)
 
-    def spread(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+    def spread(self, maps: Tensor, size: Sequence[int]) -> Tensor:
         """Among the cells of the grid and back to pixels, ``(B, 5, H, W) -> (B, 3, *size)``."""
         cells = F.adaptive_avg_pool2d(maps, GRID).flatten(2)  # (B, 5, 100)
         cells = self.mix(cells.transpose(1, 2)).transpose(1, 2)  # (B, 3, 100)
