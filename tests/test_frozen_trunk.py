@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from test_weights import source as source  # a fixture
 from torch import Tensor, nn
 
 from mmconvneur import ConvNeur, UsageError
+from mmconvneur.engine.hooks import LearnedPartHook
 from mmconvneur.weights import read_checkpoint, recognise
 from mmconvneur.weights.trunk import fingerprint, trunk_of
 
@@ -132,107 +136,118 @@ def test_optimizers_get_what_learns():
 
 
 # ------------------------------------------------------------------- checkpoints without the trunk
-@pytest.fixture
-def training(source, sample_dir, tmp_path, monkeypatch) -> Config:
-    """A training on the trunk of a file."""
-    torch.save(source.state_dict(), tmp_path / 'trunk.pth')
-    cfg = two_iterations(tmp_path, **ARCH)
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp('training')
+
+
+@pytest.fixture(scope='module')
+def training(source, sample_dir, folder) -> Config:
+    """A training on the trunk of ``trunk.pth``, with moving averages."""
+    torch.save(source.state_dict(), folder / 'trunk.pth')
+    cfg = two_iterations(folder, **ARCH)
     cfg.model.backbone.update(
         frozen_trunk=True,
-        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'trunk.pth')),
+        init_cfg=dict(type='Pretrained', checkpoint=str(folder / 'trunk.pth')),
     )
-    cfg.custom_hooks = [dict(type='mmconvneur.LearnedPartHook')]
-    cfg.experiment_name = tmp_path.name
-    monkeypatch.chdir(sample_dir)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.data_root = str(sample_dir / 'data' / 'sample')
+    cfg.custom_hooks = [
+        dict(type='mmconvneur.LearnedPartHook'),
+        dict(type='EMAHook', momentum=0.5),
+    ]
+    cfg.experiment_name = 'first'
     return cfg
 
 
-def built(cfg: Config) -> nn.Module:
+@pytest.fixture(scope='module')
+def trained(training) -> nn.Module:
+    """The model at the end of the training, whose checkpoint is ``iter_2.pth``."""
+    runner = Runner.from_cfg(training)
+    runner.train()
+    return runner.model
+
+
+def built(cfg: Config, **init_cfg) -> nn.Module:
+    cfg = copy.deepcopy(cfg)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', **init_cfg) if init_cfg else None
     init_default_scope('mmseg')
     return MODELS.build(cfg.model)
 
 
-def test_checkpoints_hold_the_learned_part_and_are_completed(training, tmp_path):
-    training.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
-    runner = Runner.from_cfg(training)
-    runner.train()
-    expected, file = runner.model.state_dict(), read_checkpoint(tmp_path / 'iter_2.pth')
-    for state in (file['state_dict'], file['ema_state_dict']):
-        assert any('.global_branch.' in key for key in state)
-        assert not any('.local_branch.' in key or 'downsample' in key for key in state)
-    trunk = file['state_dict']._metadata['backbone']['trunk']
-    assert trunk['checkpoint'] == str(tmp_path / 'trunk.pth')
+@pytest.mark.parametrize('state', ['state_dict', 'ema_state_dict'])
+def test_checkpoints_hold_the_learned_part_and_name_the_trunk(state, trained, folder):
+    start = 'backbone' if state == 'state_dict' else 'module.backbone'
+    tensors = read_checkpoint(folder / 'iter_2.pth')[state]
+    held = {key.removeprefix('module.') for key in tensors} - {'steps'}
+    assert held == {
+        key for key in trained.state_dict() if not re.search(r'\.(local_branch|downsample)', key)
+    }
+    trunk = tensors._metadata[start]['trunk']
+    assert trunk['checkpoint'] == str(folder / 'trunk.pth')
     assert re.fullmatch('[0-9a-f]{64}', trunk['sha256'])
 
-    line = f'ConvNeur from ConvNeur (its learned part) and the trunk of {tmp_path}/trunk.pth ('
-    # A backbone that nothing started yet, one that the trunk started, and one without init_cfg.
-    for start, option in ((False, True), (True, True), (False, False)):
-        if not option:
-            training.model.backbone.init_cfg = None
-        model = built(training)
-        if start:
-            model.init_weights()
-        with logged() as lines:
-            load_checkpoint(model, str(tmp_path / 'iter_2.pth'))
-        assert lines[-1].startswith(line) and counts(lines[-1])[1:] == [0, 0, 0, 0, 0]
-        for name, value in model.state_dict().items():
-            same = file['state_dict'].get(name, expected[name])
-            assert torch.equal(value, same), name
+
+@pytest.mark.parametrize('start', ['nothing', 'the trunk', 'no init_cfg'])
+def test_a_learned_part_is_completed_in_every_model(start, training, trained, folder):
+    trunk, learned = folder / 'trunk.pth', folder / 'iter_2.pth'
+    # MMDetection and MMSegmentation drop init_cfg where they build a model for inference.
+    model = built(training, **({} if start == 'no init_cfg' else dict(checkpoint=str(trunk))))
+    if start == 'the trunk':
+        model.init_weights()
+    with logged() as lines:
+        load_checkpoint(model, str(learned))
+    assert f'ConvNeur from ConvNeur (its learned part) and the trunk of {trunk} (' in lines[-1]
+    assert counts(lines[-1])[1:] == [0, 0, 0, 0, 0]
+    held = read_checkpoint(learned)['state_dict']
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, held.get(name, trained.state_dict()[name])), name
 
 
-def test_a_training_continues_from_its_learned_part(training, tmp_path):
-    training.custom_hooks.append(dict(type='EMAHook', momentum=0.5))
-    first = Runner.from_cfg(training)
-    first.train()
-    training.update(load_from=str(tmp_path / 'iter_2.pth'), resume=True)
-    training.train_cfg.max_iters = 3
-    training.experiment_name += '_resumed'
-    second = Runner.from_cfg(training)
-    second.train()
-    assert second.iter == 3
-    for name, value in trunk_of(first.model.backbone.state_dict()).items():
-        assert torch.equal(second.model.backbone.state_dict()[name], value), name
-    (ema,) = (hook for hook in second.hooks if isinstance(hook, EMAHook))
-    averages = ema.ema_model.module.backbone.state_dict()
-    trunk = trunk_of(first.model.backbone.state_dict())
-    assert fingerprint(trunk_of(averages)) == fingerprint(trunk)
-        trunk_of(first.model.backbone.state_dict())
-    )
+def test_a_training_continues_from_its_learned_part(training, trained, folder):
+    cfg = copy.deepcopy(training)
+    cfg.update(load_from=str(folder / 'iter_2.pth'), resume=True, experiment_name='second')
+    cfg.update(work_dir=str(folder / 'second'), val_dataloader=None, val_cfg=None)
+    cfg.update(val_evaluator=None)
+    cfg.train_cfg.max_iters = 3
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    assert runner.iter == 3
+    (ema,) = (hook for hook in runner.hooks if isinstance(hook, EMAHook))
+    wanted = fingerprint(trunk_of(trained.backbone.state_dict()))
+    for model in (runner.model, ema.ema_model.module):
+        assert fingerprint(trunk_of(model.backbone.state_dict())) == wanted
 
 
-def test_a_learned_part_is_refused_without_its_trunk_or_with_another(training, tmp_path):
-    Runner.from_cfg(training).train()
-    trunk, learned = tmp_path / 'trunk.pth', str(tmp_path / 'iter_2.pth')
+def test_a_learned_part_is_refused_without_its_trunk_or_with_another(
+    training, trained, folder, tmp_path
+):
+    trunk, learned = folder / 'trunk.pth', read_checkpoint(folder / 'iter_2.pth')['state_dict']
+    other, lost = tmp_path / 'other.pth', tmp_path / 'lost.pth'
+    torch.save({key: value + 1 for key, value in torch.load(trunk).items()}, other)
+    with pytest.raises(UsageError, match=rf'{other} is not the trunk .*, {trunk} .*: give that'):
+        built(training, checkpoint=str(other)).load_state_dict(learned)
 
-    state = torch.load(trunk)
-    torch.save({key: value + 1 for key, value in state.items()}, tmp_path / 'other.pth')
-    training.model.backbone.init_cfg.checkpoint = str(tmp_path / 'other.pth')
-    other = built(training)
-    with pytest.raises(UsageError, match=rf'other.pth is not the trunk .*{trunk} .*: give that as'):
-        load_checkpoint(other, learned)
+    cannot = rf'its trunk cannot be read: checkpoint {lost} does not exist'
+    with pytest.raises(UsageError, match=cannot):
+        built(training, checkpoint=str(lost)).load_state_dict(learned)
+    learned._metadata['backbone']['trunk']['checkpoint'] = str(lost)
+    with pytest.raises(UsageError, match=cannot):
+        built(training).load_state_dict(learned)
 
-    trunk.unlink()
-    for init_cfg in (None, dict(type='Pretrained', checkpoint=str(trunk))):
-        training.model.backbone.init_cfg = init_cfg
-        with pytest.raises(UsageError, match=rf'its trunk cannot be read: checkpoint {trunk} does'):
-            load_checkpoint(built(training), learned)
-
-    plain = dict(read_checkpoint(learned)['state_dict'])
-    torch.save(plain, tmp_path / 'plain.pth')
-    with pytest.raises(UsageError, match='the learned part of a ConvNeur without saying which'):
-        load_checkpoint(other, str(tmp_path / 'plain.pth'))
-    with pytest.raises(UsageError, match='the learned part of a ConvNeur without saying which'):
-        recognise(plain)
+    for read in (recognise, built(training).load_state_dict):
+        with pytest.raises(UsageError, match='learned part of a ConvNeur without saying which'):
+            read(dict(learned))
 
 
 @pytest.mark.parametrize(
-    ('backbone', 'message'),
+    ('options', 'message'),
     [
-        (dict(frozen_trunk=False), 'no frozen trunk to leave out: set .*frozen_trunk=True'),
-        (dict(init_cfg=None), 'does not come from a file, .*: set model.backbone.init_cfg='),
+        (dict(), 'no frozen trunk to leave out: set .*frozen_trunk=True'),
+        (dict(frozen_trunk=True), 'does not come from a file, .*: set model.backbone.init_cfg='),
     ],
 )
-def test_a_trunk_that_no_file_could_give_back_is_not_left_out(training, backbone, message):
-    training.model.backbone.update(backbone)
+def test_a_trunk_that_no_file_could_give_back_is_not_left_out(options, message):
+    runner = SimpleNamespace(model=nn.ModuleDict(dict(backbone=ConvNeur(ARCH, **options))))
     with pytest.raises(UsageError, match=message):
-        Runner.from_cfg(training).train()
+        LearnedPartHook().before_train(runner)
