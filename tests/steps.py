@@ -45,6 +45,20 @@ def sample_batch(scope: str, sample_dir: Path, split: str, number: int = 2) -> d
     return pseudo_collate([dataset[i] for i in range(number)])
 
 
+def two_iterations(work_dir: Path, **arch) -> Config:
+    """The training of a tiny segmentor on the sample data, with one checkpoint at its end."""
+    cfg = Config.fromfile(SAMPLE_CONFIGS['mmseg'])
+    cfg.model.backbone.arch = arch
+    cfg.model.decode_head.update(in_channels=list(arch['channels']), channels=8)
+    cfg.model.auxiliary_head.update(in_channels=arch['channels'][2], channels=8)
+    cfg.merge_from_dict({
+        'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'param_scheduler': None,
+        'work_dir': str(work_dir), 'default_hooks.checkpoint.interval': 2,
+        'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
+    })  # fmt: skip
+    return cfg
+
+
 LEARNING_RATE = 0.1
 
 

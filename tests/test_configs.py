@@ -31,6 +31,7 @@ DINOV3 = {
     for name, data in (('mask_rcnn_convneur', 'coco'), ('upernet_convneur', 'ade20k'))
     for size in 'tsbl'
 }
+ADAPTER = 'mask_rcnn_convneur_t_dinov3_adapter_coco'
 PROMISED = [
     *(f'mask_rcnn_convneur_{size}_coco' for size in ('m1', 'm2', 'm3', 'm4', *'tsbl')),
     *(f'mask_rcnn_convneur_t_{mixer}_coco' for mixer in ('glmix', 'spatial_bias', 'attention')),
@@ -45,6 +46,7 @@ PROMISED = [
     'upernet_convneur_b_in21k_ade20k',
     *RESNETS,
     *DINOV3,
+    ADAPTER,
 ]
 GLNETS = [
     f'{name}_{size}_{data}'
@@ -145,7 +147,16 @@ def test_dinov3_starts_from_its_own_file_which_is_asked_for_and_learns_slowly(na
     assert cfg.model == plain.model
 
 
-@pytest.mark.parametrize('name', sorted(set(PROMISED) - {*RESNETS, *DINOV3}))
+def test_an_adapter_trains_global_branches_norms_neck_and_heads_at_one_rate():
+    cfg, plain = load(ADAPTER), load(ADAPTER.replace('_adapter', ''))
+    plain.model.backbone.frozen_trunk = True
+    assert cfg.model == plain.model
+    assert cfg.custom_hooks == [dict(type='mmconvneur.LearnedPartHook')]
+    wrapper = build_optim_wrapper(build_empty(cfg), cfg.optim_wrapper)
+    assert {group['lr'] for group in wrapper.optimizer.param_groups} == {1e-4}
+
+
+@pytest.mark.parametrize('name', sorted(set(PROMISED) - {*RESNETS, *DINOV3, ADAPTER}))
 def test_sizes_of_convnext_start_from_its_weights_and_the_others_from_scratch(name):
     backbone = load(name).model.backbone
     header = (CONFIGS / f'{name}.py').read_text().split('_base_')[0]

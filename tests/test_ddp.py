@@ -17,11 +17,16 @@ WORLD_SIZE = 2
 class Segmentor(nn.Module):
     """A backbone and a linear head on its last map; the output is a loss per image."""
 
-    def __init__(self, mixer: str) -> None:
+    def __init__(self, mixer: str, frozen_trunk: bool) -> None:
         super().__init__()
         torch.manual_seed(3)
         arch = dict(channels=(16, 24), depths=(2, 1))
-        self.backbone = ConvNeur(arch=arch, out_indices=(0, 1), global_mixer=dict(type=mixer))
+        self.backbone = ConvNeur(
+            arch=arch,
+            out_indices=(0, 1),
+            global_mixer=dict(type=mixer),
+            frozen_trunk=frozen_trunk,
+        )
         self.head = nn.ModuleList([nn.Linear(16, 1), nn.Linear(24, 1)])
         for parameter in self.parameters():
             if parameter.ndim > 1:  # the zero-initialised layers too
@@ -40,30 +45,36 @@ def images() -> Tensor:
     return torch.randn(4, 3, 37, 41, generator=torch.manual_seed(5), dtype=torch.float64)
 
 
-def train_twice(rank: int, address: str, folder: str, mixer: str) -> None:
+def train_twice(rank: int, address: str, folder: str, *options) -> None:
     """Two steps, because DDP complains of unused parameters in the second one."""
     torch.set_num_threads(1)
     dist.init_process_group('gloo', init_method=address, rank=rank, world_size=WORLD_SIZE)
-    model = DistributedDataParallel(Segmentor(mixer), find_unused_parameters=False)
+    model = DistributedDataParallel(Segmentor(*options), find_unused_parameters=False)
     mine = images().chunk(WORLD_SIZE)[rank]
     for _ in range(2):
         model.zero_grad()
         model(mine).mean().backward()
-    gradients = {name: p.grad for name, p in model.module.named_parameters()}
+    gradients = {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
     torch.save(gradients, os.path.join(folder, f'{rank}.pth'))
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('mixer', ['NeuralMemory', 'PublishedNeuralMemory'])
-def test_two_processes_have_the_gradients_of_one(mixer, tmp_path):
+@pytest.mark.parametrize(
+    ('mixer', 'frozen_trunk'),
+    [('NeuralMemory', False), ('NeuralMemory', True), ('PublishedNeuralMemory', False)],
+)
+def test_two_processes_have_the_gradients_of_one(mixer, frozen_trunk, tmp_path):
     address = f'file://{tmp_path}/rendezvous'
-    mp.spawn(train_twice, (address, str(tmp_path), mixer), nprocs=WORLD_SIZE)
-    model = Segmentor(mixer)
+    mp.spawn(train_twice, (address, str(tmp_path), mixer, frozen_trunk), nprocs=WORLD_SIZE)
+    model = Segmentor(mixer, frozen_trunk)
     model(images()).mean().backward()
     for rank in range(WORLD_SIZE):
         gradients = torch.load(tmp_path / f'{rank}.pth')
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                assert name not in gradients
+                continue
             # One chunk per map: the published form writes after all have read.
             unread = mixer == 'PublishedNeuralMemory' and '.rates.' in name
             assert (parameter.grad.abs().sum() > 0) == (not unread), name

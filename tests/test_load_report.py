@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.runner import Runner
-from steps import SAMPLE_CONFIGS, build
+from steps import SAMPLE_CONFIGS, build, two_iterations
 from test_tools import DETECTION, SEGMENTATION, TOOLS, failing
 from test_weights import Touch, counts, logged
 
@@ -148,16 +148,8 @@ def test_the_moving_averages_of_a_training_are_loaded_and_reported(
     sample_dir, tmp_path, monkeypatch
 ):
     """A run with EMAHook is tested; its file holds two sets of weights."""
-    cfg = Config.fromfile(SAMPLE_CONFIGS['mmseg'])
-    cfg.model.backbone.arch = dict(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1))
-    cfg.model.decode_head.update(in_channels=[8, 16, 24, 32], channels=8)
-    cfg.model.auxiliary_head.update(in_channels=24, channels=8)
-    cfg.merge_from_dict({
-        'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'param_scheduler': None,
-        'work_dir': str(tmp_path), 'custom_hooks': [dict(type='EMAHook', momentum=0.5)],
-        'default_hooks.checkpoint.interval': 2, 'train_dataloader.num_workers': 0,
-        'train_dataloader.persistent_workers': False, 'experiment_name': 'ema',
-    })  # fmt: skip
+    cfg = two_iterations(tmp_path, channels=(8, 16, 24, 32), depths=(1, 1, 1, 1))
+    cfg.custom_hooks, cfg.experiment_name = [dict(type='EMAHook', momentum=0.5)], 'ema'
     monkeypatch.chdir(sample_dir)
     load_safely(trust=False)
     Runner.from_cfg(cfg).train()

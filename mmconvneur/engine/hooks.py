@@ -16,8 +16,10 @@ from mmengine.runner import Runner
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..errors import UsageError
 from ..registry import HOOKS
 from ..weights.loading import check_heads
+from ..weights.trunk import describe, take_out
 from .checkpoints import ATOMIC, RESUME_FILE
 from .loops import EPOCH_POSITION
 
@@ -127,6 +129,41 @@ class LoadReportHook(Hook):
         report = check_heads(model, state, complete)
         level = logging.INFO if report.complete else logging.WARNING
         runner.logger.log(level, f'{type(model).__name__}, neck and heads: {report}')
+
+
+@HOOKS.register_module()
+class LearnedPartHook(Hook):
+    """Leaves frozen trunks out of the checkpoints of a run, those for resuming and of EMA too.
+
+    What stays is what learns: global branches, fusions, norms of the maps, neck and heads. The
+    metadata of the state dict names the file and the hash of the trunk, which is added again when
+    the checkpoint is loaded.
+
+    Raises:
+        UsageError: Before training, if no backbone has ``frozen_trunk=True``, or its trunk does not
+            come from the file of its ``init_cfg``.
+    """
+
+    priority = 'LOWEST'  # after EMAHook has added its weights
+
+    def before_train(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._trunks = {
+            path: describe(module)
+            for path, module in model.named_modules()
+            if getattr(module, 'frozen_trunk', False)
+        }
+        if not self._trunks:
+            raise UsageError(
+                'LearnedPartHook finds no frozen trunk to leave out: set '
+                'model.backbone.frozen_trunk=True or remove the hook'
+            )
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        for path, trunk in self._trunks.items():
+            take_out(checkpoint['state_dict'], path, trunk)
+            if 'ema_state_dict' in checkpoint:
+                take_out(checkpoint['ema_state_dict'], f'module.{path}', trunk)
 
 
 @HOOKS.register_module()

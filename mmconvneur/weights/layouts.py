@@ -78,7 +78,7 @@ def recognise(state: Mapping[str, Tensor], prefix: str | None = None) -> Supplie
 
     Raises:
         UsageError: If no layout, or more than one place, fits; for ConvNeXt V2, for a vision
-            transformer and for a network with batch norms.
+            transformer, for a network with batch norms and for a memory without its trunk.
     """
     places = [place for key in state if (place := _place(key, prefix))]
     if not places:
@@ -107,6 +107,11 @@ def _unknown(state: Mapping[str, Tensor], prefix: str | None) -> str:
         return (
             f'{token} belongs to a vision transformer, and ConvNeur starts from a ConvNeXt: '
             'give weights of one, of DINOv3 convnext-tiny, -small, -base or -large'
+        )
+    if any('.global_branch.' in key for key in state):
+        return (
+            'the checkpoint holds the learned part of a ConvNeur without saying which trunk it '
+            'belongs to: load it as LearnedPartHook wrote it, into the whole model'
         )
     keys = ', '.join(list(state)[:2]) or 'none at all'
     where = f' under the prefix {prefix!r}' if prefix else ''

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from ..errors import UsageError
 from .layouts import Supplied, recognise
-from .reading import read_state_dict
 from .report import ENOUGH, LoadReport, compare
+from .trunk import NOT_IN_CONVNEXT, Trunk, find_trunk, read_backbone, started
 
 if TYPE_CHECKING:
     from ..models.backbones.base import StagedBackbone
 
 FROM_SCRATCH = 'to start from scratch: --cfg-options model.backbone.init_cfg=None'
 STAGE = re.compile(r'(?:stages|downsample_layers)\.(\d+)\.')
-NOT_IN_CONVNEXT = ('.global_branch.', '.fusion.')
 
 
 def split_init_cfg(init_cfg: dict | Sequence[dict] | None) -> tuple[list[dict], list[dict]]:
@@ -49,22 +48,17 @@ def load_pretrained(backbone: StagedBackbone, files: Sequence[dict]) -> None:
 
 def _load_file(backbone: StagedBackbone, checkpoint: str, prefix: str | None) -> None:
     try:
-        state = read_state_dict(checkpoint)
+        state = read_backbone(checkpoint, prefix)
     except UsageError as error:
         raise UsageError(f'{error}; {FROM_SCRATCH}') from None
-    if prefix:
-        prefix = prefix.rstrip('.') + '.'
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if not state:
-            raise UsageError(
-                f'checkpoint {checkpoint} has no key that starts with {prefix!r}: leave prefix '
-                'out (init_cfg.prefix=None), it is found by looking at the keys'
-            )
     load_state_dict(backbone, state)
 
 
 def fit_state_dict(
-    backbone: StagedBackbone, state_dict: MutableMapping[str, Tensor], prefix: str
+    backbone: StagedBackbone,
+    state_dict: MutableMapping[str, Tensor],
+    prefix: str,
+    trunk: Mapping | None = None,
 ) -> LoadReport:
     """Rewrite the entries of ``state_dict`` under ``prefix`` to those of a backbone, and report.
 
@@ -72,9 +66,14 @@ def fit_state_dict(
     one with them so that it computes the same: their gates start at 1/2, so the layer scale of
     their blocks is doubled. What such a network cannot supply keeps its initial value.
 
+    Args:
+        backbone: What the entries are for.
+        state_dict, prefix: The entries, and those of other models.
+        trunk: The fields of a :class:`.trunk.Trunk`, which completes a learned part alone.
+
     Raises:
         UsageError: If less than 95 % of what the source can supply, or has, finds its place, or a
-            global branch of one does not fit the other's.
+            global branch of one does not fit the other's; for a learned part without its trunk.
     """
     given = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
     if not given:
@@ -84,9 +83,12 @@ def fit_state_dict(
             "alone by init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
     inside = {k.removeprefix(prefix): v for k, v in given.items()}
+    if trunk:
+        trunk = Trunk(**trunk)
+        inside |= find_trunk(backbone, trunk)
     supplied = recognise(inside)
     own = backbone.state_dict()
-    tensors, new = _started(backbone, supplied)
+    tensors, new = started(backbone, supplied)
     not_built = [name for name in tensors if not _is_built(backbone, name)]
     report = compare(own, tensors, new, unused=not_built)
     report = report._replace(
@@ -97,6 +99,8 @@ def fit_state_dict(
     if other_branch or not report.enough:
         raise UsageError(_too_little(backbone, inside, supplied, report))
     source = f'{type(backbone).__name__} from {supplied.layout}'
+    if trunk:
+        source += f' (its learned part) and the trunk of {trunk.checkpoint} ({trunk.sha256[:8]})'
     rewrite(state_dict, prefix, own, tensors, report, source)
     return report
 
@@ -126,28 +130,6 @@ def rewrite(
     kept = {name: own[name] for name in report.new}
     kept |= {name: value for name, value in tensors.items() if name not in report.unused}
     state_dict.update({prefix + name: value for name, value in kept.items()})
-
-
-def _started(backbone: StagedBackbone, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors that start the backbone, and the names that the source's layout lacks.
-
-    Where only the backbone has a global branch in a block, the block's layer scale is divided by
-    what its fusion starts with. Without any, the source may be a classifier, which has no norms of
-    its maps.
-    """
-    tensors, new = dict(supplied.tensors), []
-    for name, block in backbone.named_modules():
-        parts = tuple(f'{name}{part}' for part in NOT_IN_CONVNEXT)
-        if hasattr(block, 'fusion') and not any(key.startswith(parts) for key in tensors):
-            gamma = f'{name}.local_branch.gamma'
-            if gamma in tensors:
-                tensors[gamma] = tensors[gamma] / block.fusion.start
-            new += [key for key in backbone.state_dict() if key.startswith(parts)]
-    if supplied.may_lack_norms:
-        new += [
-            key for key in backbone.state_dict() if key.startswith('norm') and key not in tensors
-        ]
-    return tensors, new
 
 
 def _is_built(backbone: StagedBackbone, name: str) -> bool:

@@ -162,7 +162,8 @@ def prepare(contestant: Contestant, case: Case, device: torch.device) -> tuple[S
 def make_step(model: torch.nn.Module, image: torch.Tensor, case: Case) -> Step:
     """A forward pass without gradients, or a forward and backward pass without the optimizer.
 
-    The backward pass starts from given gradients of the four maps, as a neck would send them.
+    The backward pass starts from given gradients of the four maps, as a neck would send them. Maps
+    behind which nothing learns have none.
     """
     _, autocast = DTYPES[case.dtype]
 
@@ -175,7 +176,9 @@ def make_step(model: torch.nn.Module, image: torch.Tensor, case: Case) -> Step:
             forward()
 
     def train() -> None:
-        torch.autograd.backward(forward(), gradients)
+        maps = forward()
+        learning = [i for i, x in enumerate(maps) if x.requires_grad]
+        torch.autograd.backward([maps[i] for i in learning], [gradients[i] for i in learning])
         model.zero_grad(set_to_none=True)
 
     if case.mode == 'forward':

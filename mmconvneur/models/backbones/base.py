@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 import numpy as np
 import torch
 from mmengine.model import BaseModule, ModuleList
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import UsageError, check_choice
 from ...weights.loading import fit_state_dict, load_pretrained, split_init_cfg
+from ...weights.trunk import TRUNK
 
 MIN_SIZE = 32  # pixels: the last of four stages has stride 32
 
@@ -22,7 +23,7 @@ class StagedBackbone(BaseModule):
         x_i = stage_i(downsample_i(x_{i-1})),   out_i = norm_i(x_i)
 
     A subclass appends to ``downsample_layers`` (the first is the stem) and ``stages`` for each of
-    ``built_stages``, adds the modules ``norm{i}``, and then calls ``_freeze_stages``.
+    ``built_stages``, adds the modules ``norm{i}``, and then calls ``_freeze``.
 
     Args:
         num_stages: Stages of the whole network.
@@ -100,29 +101,31 @@ class StagedBackbone(BaseModule):
         if first:
             load_pretrained(self, self.pretrained)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, *args
+    ) -> None:
         # Every way of loading passes here, inside a detector or a segmentor too.
-        fit_state_dict(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        fit_state_dict(self, state_dict, prefix, local_metadata.get(TRUNK))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def train(self, mode: bool = True) -> StagedBackbone:
         super().train(mode)
-        self._freeze_stages()
+        self._freeze()
         return self
 
-    def _freeze_stages(self) -> None:
-        if self.frozen_stages < 0:
-            return
-        frozen_norms = (
-            getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages
-        )
-        for module in (
-            *self.downsample_layers[: max(1, self.frozen_stages)],
-            *self.stages[: self.frozen_stages],
-            *frozen_norms,
-        ):
+    def _freeze(self) -> None:
+        for module in self.frozen_modules():
             module.eval()
             module.requires_grad_(False)
+
+    def frozen_modules(self) -> Iterator[nn.Module]:
+        """What does not learn and stays in evaluation mode."""
+        if self.frozen_stages >= 0:
+            yield from self.downsample_layers[: max(1, self.frozen_stages)]
+            yield from self.stages[: self.frozen_stages]
+            yield from (
+                getattr(self, f'norm{i}') for i in self.out_indices if i < self.frozen_stages
+            )
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, and how many depths there are, for layer-wise decay.

@@ -6,7 +6,7 @@ downsampling and the sizes of t, s, b, l, xl. With a neutral gate those are Conv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from mmengine.model import Sequential
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -56,6 +56,8 @@ class ConvNeur(StagedBackbone):
         drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
         layer_scale_init_value: Initial gamma; default 1 for m1-m4 and 1e-6 for t to xl.
         frozen_stages: -1: none; 0: the stem; i: the stem and the first i stages with their norms.
+        frozen_trunk: Whether all that a ConvNeXt has stays as it is, without stochastic depth, and
+            only global branches, fusions and the norms of the maps learn.
         with_cp: Gradient checkpointing, for all stages or one bool per stage.
         global_mixer: Config of the global branch, ``dict(type='NeuralMemory', ...)``, or one config
             (or ``None``) per stage; ``None``: local branch alone.
@@ -82,6 +84,7 @@ class ConvNeur(StagedBackbone):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float | None = None,
         frozen_stages: int = -1,
+        frozen_trunk: bool = False,
         with_cp: bool | Sequence[bool] = False,
         global_mixer: dict | Sequence[dict | None] | None = dict(type='NeuralMemory'),  # noqa: B006
         placement: str | Sequence[int] = 'stage',
@@ -92,6 +95,7 @@ class ConvNeur(StagedBackbone):
         arch = self.resolve_arch(arch)
         channels, depths = arch['channels'], arch['depths']
         super().__init__(len(depths), in_channels, out_indices, frozen_stages, init_cfg)
+        self.frozen_trunk = frozen_trunk
         check_choice('fusion', fusion, FUSIONS)
         if not isinstance(token_stride, int) or not 1 <= token_stride <= MIN_SIZE:
             raise UsageError(
@@ -126,7 +130,15 @@ class ConvNeur(StagedBackbone):
             )
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
-        self._freeze_stages()
+        self._freeze()
+
+    def frozen_modules(self) -> Iterator[nn.Module]:
+        yield from super().frozen_modules()
+        if self.frozen_trunk:
+            yield self.downsample_layers
+            for stage in self.stages:
+                for block in stage:
+                    yield from (block.local_branch, block.drop_path)
 
 
 def resolve_placement(placement: str | Sequence[int], depths: Sequence[int]) -> set:

@@ -119,7 +119,7 @@ class GLNet(StagedBackbone):
             last = i == len(depths) - 1
             norm = batch_norm(norm_cfg, channels[i]) if last else LayerNorm2d(channels[i])
             self.add_module(f'norm{i}', norm)
-        self._freeze_stages()
+        self._freeze()
 
     @classmethod
     def resolve_arch(cls, arch: str | dict) -> dict:
