@@ -83,9 +83,9 @@ def fit_state_dict(
             "alone by init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
     inside = {k.removeprefix(prefix): v for k, v in given.items()}
-    if trunk:
-        trunk = Trunk(**trunk)
-        inside |= find_trunk(backbone, trunk)
+    origin = Trunk(**trunk) if trunk else None
+    if origin:
+        inside |= find_trunk(backbone, origin)
     supplied = recognise(inside)
     own = backbone.state_dict()
     tensors, new = started(backbone, supplied)
@@ -99,8 +99,8 @@ def fit_state_dict(
     if other_branch or not report.enough:
         raise UsageError(_too_little(backbone, inside, supplied, report))
     source = f'{type(backbone).__name__} from {supplied.layout}'
-    if trunk:
-        source += f' (its learned part) and the trunk of {trunk.checkpoint} ({trunk.sha256[:8]})'
+    if origin:
+        source += f' (its learned part) and the trunk of {origin.checkpoint} ({origin.sha256[:8]})'
     rewrite(state_dict, prefix, own, tensors, report, source)
     return report
 

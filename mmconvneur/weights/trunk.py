@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, MutableMapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import UsageError
 from .layouts import Supplied, recognise
 from .reading import read_state_dict
+
+if TYPE_CHECKING:
+    from ..models.backbones.base import StagedBackbone
 
 NOT_IN_CONVNEXT = ('.global_branch.', '.fusion.')
 TRUNK = 'trunk'  # in the metadata of a backbone
@@ -48,7 +51,7 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().float().contiguous()
         digest.update(f'{name} {tuple(value.shape)} '.encode())
-        digest.update(value.numpy())
+        digest.update(value.numpy().data)
     return digest.hexdigest()
 
 
@@ -71,7 +74,7 @@ def read_backbone(checkpoint: str, prefix: str | None = None) -> dict[str, Tenso
     return inside
 
 
-def started(backbone: nn.Module, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
+def started(backbone: StagedBackbone, supplied: Supplied) -> tuple[dict[str, Tensor], list[str]]:
     """What starts the backbone, and the names of what the source's layout does not have.
 
     Where only the backbone has a global branch in a block, the block's layer scale is divided by
@@ -93,7 +96,7 @@ def started(backbone: nn.Module, supplied: Supplied) -> tuple[dict[str, Tensor],
     return tensors, new
 
 
-def describe(backbone: nn.Module) -> Trunk:
+def describe(backbone: StagedBackbone) -> Trunk:
     """The trunk of a backbone, and the file of its ``init_cfg`` that it comes from.
 
     Raises:
@@ -117,10 +120,10 @@ def take_out(state: MutableMapping[str, Tensor], path: str, trunk: Trunk) -> Non
     for key in list(state):
         if key.startswith(prefix) and IN_TRUNK.match(key, len(prefix)):
             del state[key]
-    state._metadata[path][TRUNK] = trunk._asdict()
+    vars(state)['_metadata'][path][TRUNK] = trunk._asdict()
 
 
-def find_trunk(backbone: nn.Module, wanted: Trunk) -> dict[str, Tensor]:
+def find_trunk(backbone: StagedBackbone, wanted: Trunk) -> dict[str, Tensor]:
     """The trunk that a learned part was trained on: the backbone's own, or that of a file.
 
     The files are those of the backbone's ``init_cfg`` or, without any, the one of the training:
@@ -145,7 +148,7 @@ def find_trunk(backbone: nn.Module, wanted: Trunk) -> dict[str, Tensor]:
     )
 
 
-def _read_trunk(backbone: nn.Module, checkpoint: str, prefix: str | None) -> dict[str, Tensor]:
+def _read_trunk(backbone: StagedBackbone, checkpoint: str, prefix: str | None) -> dict[str, Tensor]:
     try:
         supplied = recognise(read_backbone(checkpoint, prefix))
     except UsageError as error:

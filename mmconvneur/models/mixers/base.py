@@ -71,7 +71,7 @@ class BottleneckMixer(GlobalMixer):
         super().__init__(bottleneck_dim, dim)
         self.bottleneck_dim = bottleneck_dim
         self.in_proj = Linear(dim, bottleneck_dim)
-        self.norm = nn.LayerNorm(bottleneck_dim, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(bottleneck_dim, eps=1e-6)
 
     def mix(self, maps: Tensor) -> Tensor:
         """f: ``(B, C_m, H, W) -> (B, C_m, H, W)``, without padding."""
