@@ -10,28 +10,16 @@ short convolution. The write weights per token and the doubling of steps are thi
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...registry import MIXERS
-from .base import BottleneckMixer, check_num_heads, half_width
+from ..layers.padding import without_padding
+from ..layers.precision import full_precision, widened
+from .base import BottleneckMixer, check_num_heads, half_width, masked_softmax
 
 DOUBLINGS = 4  # of the number of gradient steps
-
-
-def widened(x: Tensor) -> Tensor:
-    """In float32 at least: sums over thousands of tokens are taken in it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def full_precision(x: Tensor) -> AbstractContextManager:
-    """Where autocast must not narrow what was :func:`widened`."""
-    if not torch.amp.is_autocast_available(x.device.type):
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
 
 
 def standardised(x: Tensor, dim: int, valid: Tensor | None) -> Tensor:
@@ -49,15 +37,6 @@ def standardised(x: Tensor, dim: int, valid: Tensor | None) -> Tensor:
     centred = (x - mean).masked_fill(~valid, 0)
     variance = centred.square().sum(-1, keepdim=True) / count
     return centred * (variance + 1e-6).rsqrt()
-
-
-def masked_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
-    """Softmax over the last dimension, among what is ``valid`` (1 or 0) there; zero elsewhere."""
-    if valid is None:
-        return logits.softmax(-1)
-    absent = ~valid.bool()
-    weights = logits.masked_fill(absent, torch.finfo(logits.dtype).min).softmax(-1)
-    return weights.masked_fill(absent, 0)  # also where nothing is valid
 
 
 def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
@@ -150,10 +129,9 @@ class NeuralMemory(BottleneckMixer):
 
     def tokens(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """z, ``(B, C, H, W) -> (B, C_m, H, W)``, zero on padding whatever that holds."""
-        if mask is not None:
-            x = x.masked_fill(~mask.bool(), 0)
+        x = without_padding(x, mask)
         z = self.norm(self.in_proj(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        return z if mask is None else z.masked_fill(~mask.bool(), 0)
+        return without_padding(z, mask)
 
     def project(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v, ``(B, C_m, H, W) -> (B, h, d, N)`` each, q and k of unit length."""
