@@ -74,7 +74,7 @@ class Kernels(TorchDispatchMode):
         name = function._schema.name
         returned = (r.alias_info for r in function._schema.returns)
         view = name == 'aten::_unsafe_view' or any(a and not a.is_write for a in returned)
-        self.count += not view and name != 'aten::promote_types'
+        self.count += not view and name not in ('aten::promote_types', 'aten::scalar_tensor')
         return function(*args, **(kwargs or {}))
 
 
@@ -88,5 +88,5 @@ def test_a_memory_adds_few_kernels(batch, monkeypatch):
         with torch.no_grad(), Kernels() as kernels:
             net(x)
         counts[mixer is None] = kernels.count
-    assert counts[True] == 143
+    assert counts[True] == 157  # 14 of them look for padding
     assert counts[False] <= 1.8 * counts[True], counts

@@ -90,9 +90,7 @@ class StagedBackbone(BaseModule):
     def built_stages(self) -> range:
         return range(self.out_indices[-1] + 1)
 
-    def forward(
-        self, x: Tensor, img_shapes: Sequence | Tensor | None = None
-    ) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, img_shapes: Sequence | Tensor | None = None) -> tuple[Tensor, ...]:
         """``x (B, in_channels, H, W)``; ``img_shapes``: height and width of each image without its
         padding, ``(B, 2)``, where they are known, instead of a search in ``x``."""
         self._check_input(x)

@@ -127,9 +127,7 @@ class ConvNeur(StagedBackbone):
                     LayerNorm2d(channels[i - 1]), nn.Conv2d(channels[i - 1], channels[i], 2, 2)
                 )
             )
-            self.stages.append(
-                Stage(*(build_block(i, j, rate) for j, rate in enumerate(rates[i])))
-            )
+            self.stages.append(Stage(*(build_block(i, j, rate) for j, rate in enumerate(rates[i]))))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
         self._freeze_stages()

@@ -162,9 +162,7 @@ def disjoint_patches(stage: int, in_channels: int, dim: int, norm_cfg: dict) -> 
 def overlapping_patches(stage: int, in_channels: int, dim: int, norm_cfg: dict) -> Layers:
     """Stem (stage 0) or downsampling by two or one 3x3 convolutions of stride 2, each with norm."""
     if stage > 0:
-        return Layers(
-            nn.Conv2d(in_channels, dim, 3, 2, padding=1), batch_norm(norm_cfg, dim)
-        )
+        return Layers(nn.Conv2d(in_channels, dim, 3, 2, padding=1), batch_norm(norm_cfg, dim))
     return Layers(
         nn.Identity(),  # keeps the indices of the published checkpoints
         nn.Conv2d(in_channels, dim // 2, 3, 2, padding=1),

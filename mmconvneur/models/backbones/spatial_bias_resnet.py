@@ -167,9 +167,7 @@ class SpatialBiasResNet(ResNet):
         biased = len(self.res_layers) < NUM_BIASED_STAGES
         return ResStage(block=SpatialBiasBottleneck if biased else MaskedBottleneck, **kwargs)
 
-    def forward(
-        self, x: Tensor, img_shapes: Sequence | Tensor | None = None
-    ) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, img_shapes: Sequence | Tensor | None = None) -> tuple[Tensor, ...]:
         """``x (B, in_channels, H, W)``; ``img_shapes`` as in :class:`StagedBackbone`."""
         mask = own_area(x, img_shapes)
         x = finite_padding(x, mask)

@@ -38,7 +38,7 @@ def adaptive_avg_pool(x: Tensor, size: int, mask: Tensor | None = None) -> Tenso
 
 
 def spread_grid(grid: Tensor, shape: tuple[int, int], mask: Tensor | None = None) -> Tensor:
-    """Bilinear interpolation of a grid to the pixels that it spans, ``(B, C, S, S) -> (B, C, H, W)``.
+    """Bilinear interpolation to the pixels that a grid spans, ``(B, C, S, S) -> (B, C, H, W)``.
 
     On a rectangle of valid pixels this is ``F.interpolate`` to the rectangle.
 

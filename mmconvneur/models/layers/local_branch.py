@@ -47,7 +47,8 @@ class LocalBranch(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``mask (B, 1, H, W)``: 0 = the convolution sees a zero there."""
         height, width = x.shape[-2:]
-        x = self.depthwise_conv(without_padding(x, mask)).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
+        x = self.depthwise_conv(without_padding(x, mask))
+        x = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
         x = in_tiles(self, self.mix_channels, x)
         return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 

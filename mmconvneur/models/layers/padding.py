@@ -18,15 +18,14 @@ from torch import Tensor, nn
 from ...errors import UsageError
 from .tiles import runs_eagerly_on_cpu
 
-FRAMES = 2  # one around the other: a letterbox, and what the batch adds to it
-
 
 def own_area(x: Tensor, img_shapes: Sequence | Tensor | None = None) -> Tensor | None:
     """Where the pixels are an image's own: a rectangle in its top left corner.
 
-    Padding is what trailing rows and columns hold if that is one constant per channel, whichever;
-    then again inside what is left. NaN counts as one constant. An image of a single constant has
-    no padding. On a GPU nothing is read back: no copy of the batch waits for another.
+    Padding is what trailing rows and columns hold if that is one constant per channel, whichever,
+    or NaN; then once more inside what is left, for a letterbox that the batch padded again. An
+    image of a single constant has no padding. From a GPU nothing is read back, so that the mask is
+    ``None`` only where ``img_shapes`` say so.
 
     Args:
         x: ``(B, C, H, W)``.
@@ -38,35 +37,63 @@ def own_area(x: Tensor, img_shapes: Sequence | Tensor | None = None) -> Tensor |
     Raises:
         UsageError: For ``img_shapes`` that are no sizes of these images.
     """
-    if img_shapes is None:
-        heights, widths = own_sizes(x)
-    else:
+    if img_shapes is not None:
         heights, widths = given_sizes(x, img_shapes)
-    # FakeTensor and its like hold no values either.
-    if runs_eagerly_on_cpu(heights) and type(x) is Tensor:
-        if (heights == x.size(2)).all() and (widths == x.size(3)).all():
-            return None
-    return rectangles(x, heights.to(x.device), widths.to(x.device)).unsqueeze(1)
+    elif readable(x) and not ends_in_constants(x).any():
+        return None
+    else:
+        heights, widths = own_sizes(x)
+    if readable(heights) and (heights == x.size(2)).all() and (widths == x.size(3)).all():
+        return None
+    heights, widths = (n.to(x.device, non_blocking=True) for n in (heights, widths))
+    rows, columns = line_numbers(x)
+    return rectangles(rows, columns, heights, widths).unsqueeze(1)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether Python may look at values: not on a GPU, in a recorded graph or of a FakeTensor."""
+    return runs_eagerly_on_cpu(x) and type(x) is Tensor
+
+
+def ends_in_constants(x: Tensor) -> Tensor:
+    """Whether the last row or the last column of each image may be padding, ``(B,)``."""
+    corner, row, column = x[..., -1:, -1:], x[..., -1, :], x[..., -1]
+    return ~(differs(row, corner[..., 0]).any(1) & differs(column, corner[..., 0]).any(1))
 
 
 def own_sizes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Heights and widths, ``(B,)`` each, of what trailing constants leave of ``(B, C, H, W)``."""
-    height, width = x.shape[2:]
-    heights = torch.full_like(x[:, 0, 0, 0], height, dtype=torch.long)
-    widths = torch.full_like(heights, width)
-    number = x == x
-    for _ in range(FRAMES):
-        last = (heights - 1) * width + widths - 1
-        corner = x.flatten(2).gather(2, last[:, None, None].expand(-1, x.size(1), 1))
-        own = (number & (x != corner.unsqueeze(3))).any(1) & rectangles(x, heights, widths)
-        heights, widths = last_line(own.any(2), heights), last_line(own.any(1), widths)
-    return heights, widths
+    rows, columns = line_numbers(x)
+    own = differs(x, x[..., -1:, -1:])
+    heights, widths = last(own.any(2), rows, x.size(2)), last(own.any(1), columns, x.size(3))
+    # A frame within: the same inside what is left.
+    pixel = (heights * x.size(3) + widths - (x.size(3) + 1))[:, None, None]
+    corner = x.flatten(2).gather(2, pixel.expand(-1, x.size(1), 1))
+    own = differs(x, corner.unsqueeze(3)) & rectangles(rows, columns, heights, widths)
+    return last(own.any(2), rows, heights), last(own.any(1), columns, widths)
 
 
-def last_line(own: Tensor, otherwise: Tensor) -> Tensor:
-    """The number of the last line that is ``own (B, L)``, from 1; ``otherwise`` where none is."""
-    last = (own * torch.arange(1, own.size(1) + 1, device=own.device)).amax(1)
-    return torch.where(last > 0, last, otherwise)
+def differs(x: Tensor, constant: Tensor) -> Tensor:
+    """Where a pixel of ``(B, C, ...)`` is neither a constant nor NaN in some channel."""
+    return ((x != constant) & (x == x)).any(1)
+
+
+def last(own: Tensor, numbers: Tensor, otherwise: Tensor | int) -> Tensor:
+    """The number of the last line that is ``own (B, L)``; ``otherwise`` where none is."""
+    found = (own * numbers).amax(1)
+    return torch.where(found > 0, found, otherwise)
+
+
+def line_numbers(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows and columns, from 1."""
+    rows, columns = (torch.arange(1, n + 1, device=x.device) for n in x.shape[2:])
+    return rows, columns
+
+
+def rectangles(rows: Tensor, columns: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
+    """The first rows and columns of each image, ``(B, H, W)``, bool."""
+    inside_rows, inside_columns = rows <= heights[:, None], columns <= widths[:, None]
+    return inside_rows.unsqueeze(2) & inside_columns.unsqueeze(1)
 
 
 def given_sizes(x: Tensor, img_shapes: Sequence | Tensor) -> tuple[Tensor, Tensor]:
@@ -83,13 +110,6 @@ def given_sizes(x: Tensor, img_shapes: Sequence | Tensor) -> tuple[Tensor, Tenso
             f'{x.size(2)} x {x.size(3)}, the size of the batch'
         )
     return sizes.unbind(1)
-
-
-def rectangles(x: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
-    """The first rows and columns of each image, ``(B, H, W)``, bool."""
-    rows = torch.arange(x.size(2), device=x.device) < heights.unsqueeze(1)
-    columns = torch.arange(x.size(3), device=x.device) < widths.unsqueeze(1)
-    return rows.unsqueeze(2) & columns.unsqueeze(1)
 
 
 def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:

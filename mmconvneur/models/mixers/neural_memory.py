@@ -26,15 +26,15 @@ def standardised(x: Tensor, dim: int, valid: Tensor | None) -> Tensor:
     """(x - mean) / deviation of each channel over the tokens of an image.
 
     Args:
-        x: ``(B, C, N)``.
+        x: ``(B, C, N)``, zero where it is not valid.
         dim: C, a number where a recorded graph has none.
-        valid: ``(B, 1, N)``, bool: the tokens that count, the others become 0; ``None``: all do.
+        valid: ``(B, 1, N)``, bool: the tokens that count, some in every image; ``None``: all do.
     """
     if valid is None:
         return torch.group_norm(x, dim, eps=1e-6)  # each channel is a group
-    count = valid.sum(-1, keepdim=True).clamp(min=1)
-    mean = x.masked_fill(~valid, 0).sum(-1, keepdim=True) / count
-    centred = (x - mean).masked_fill(~valid, 0)
+    count = valid.sum(-1, keepdim=True)
+    mean = x.sum(-1, keepdim=True) / count
+    centred = torch.where(valid, x - mean, 0)
     variance = centred.square().sum(-1, keepdim=True) / count
     return centred * (variance + 1e-6).rsqrt()
 
