@@ -114,7 +114,7 @@ def given_sizes(x: Tensor, img_shapes: Sequence | Tensor) -> tuple[Tensor, Tenso
 
 def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     """``x (B, C, h, w)`` with zeros where ``mask (B, 1, h, w)`` is 0, whatever it holds there."""
-    return x if mask is None else torch.where(mask.bool(), x, 0)
+    return x if mask is None else x.masked_fill(~mask.bool(), 0)
 
 
 def finite_padding(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -129,8 +129,11 @@ def coarser(mask: Tensor | None, stride: int, x: Tensor) -> Tensor | None:
     """
     if mask is None:
         return None
-    height, width = (stride * length for length in x.shape[2:])
-    return mask[..., :height:stride, :width:stride].contiguous()
+    # By numbers: for slices torch.export would demand sizes that the strides divide.
+    for axis in (2, 3):
+        first = torch.arange(x.size(axis), device=mask.device) * stride
+        mask = mask.index_select(axis, first)
+    return mask
 
 
 class Stage(Sequential):
