@@ -114,7 +114,10 @@ def given_sizes(x: Tensor, img_shapes: Sequence | Tensor) -> tuple[Tensor, Tenso
 
 def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     """``x (B, C, h, w)`` with zeros where ``mask (B, 1, h, w)`` is 0, whatever it holds there."""
-    return x if mask is None else x.masked_fill(~mask.bool(), 0)
+    if mask is None:
+        return x
+    absent = ~mask.bool().permute(0, 2, 3, 1)
+    return x.permute(0, 2, 3, 1).masked_fill(absent, 0).permute(0, 3, 1, 2)
 
 
 def finite_padding(x: Tensor, mask: Tensor | None) -> Tensor:
