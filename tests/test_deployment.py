@@ -22,8 +22,12 @@ def network(**cfg) -> ConvNeur:
 
 
 def image(batch: int, height: int, width: int) -> torch.Tensor:
+    """The last of three is padded."""
     generator = torch.Generator().manual_seed(batch)
-    return torch.randn(batch, 3, height, width, generator=generator)
+    x = torch.randn(batch, 3, height, width, generator=generator)
+    if batch > 2:
+        x[-1, :, :, -21:] = 0.5
+    return x
 
 
 @pytest.mark.slow
@@ -74,7 +78,7 @@ class Kernels(TorchDispatchMode):
         name = function._schema.name
         returned = (r.alias_info for r in function._schema.returns)
         view = name == 'aten::_unsafe_view' or any(a and not a.is_write for a in returned)
-        self.count += not view and name != 'aten::promote_types'
+        self.count += not view and name not in ('aten::promote_types', 'aten::scalar_tensor')
         return function(*args, **(kwargs or {}))
 
 
@@ -88,5 +92,5 @@ def test_a_memory_adds_few_kernels(batch, monkeypatch):
         with torch.no_grad(), Kernels() as kernels:
             net(x)
         counts[mixer is None] = kernels.count
-    assert counts[True] == 143
+    assert counts[True] == 157  # 14 of them look for padding
     assert counts[False] <= 1.8 * counts[True], counts

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...errors import UsageError, check_choice
 from ...weights.loading import fit_state_dict, load_pretrained, split_init_cfg
 from ...weights.trunk import TRUNK
+from ..layers.padding import coarser, finite_padding, own_area, without_padding
 
 MIN_SIZE = 32  # pixels: the last of four stages has stride 32
 
@@ -21,6 +22,10 @@ class StagedBackbone(BaseModule):
     """``(B, in_channels, H, W) ->`` a tuple of normalised maps, one per output stage.
 
         x_i = stage_i(downsample_i(x_{i-1})),   out_i = norm_i(x_i)
+
+    Global branches take nothing from the padding of an image, which is found in the image itself:
+    trailing rows and columns of one constant (see :func:`own_area`). Local convolutions see the
+    padding as it is, unless ``batch_invariant``.
 
     A subclass appends to ``downsample_layers`` (the first is the stem) and ``stages`` for each of
     ``built_stages``, adds the modules ``norm{i}``, and then calls ``_freeze``.
@@ -31,6 +36,9 @@ class StagedBackbone(BaseModule):
         out_indices: Stages (or one) whose maps are returned, in stage order; -1 is the last. Stages
             after the last output are not built.
         frozen_stages: -1: none; 0: the stem; i: the stem and the first i stages with their norms.
+        batch_invariant: Local convolutions too take nothing from padding: every one of them sees
+            zeros there, as beyond the edge. Then an image has the same maps alone, padded to a
+            multiple of 32, and in any batch; they are zero on padding.
         init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
     Raises:
@@ -48,6 +56,7 @@ class StagedBackbone(BaseModule):
         in_channels: int,
         out_indices: int | Sequence[int],
         frozen_stages: int,
+        batch_invariant: bool,
         init_cfg: dict | Sequence[dict] | None,
     ) -> None:
         self.pretrained, initial = split_init_cfg(init_cfg)
@@ -56,6 +65,7 @@ class StagedBackbone(BaseModule):
         self.out_indices = resolve_out_indices(out_indices, num_stages)
         check_frozen_stages(frozen_stages, num_stages)
         self.frozen_stages = frozen_stages
+        self.batch_invariant = batch_invariant
         self.downsample_layers, self.stages = ModuleList(), ModuleList()
 
     @classmethod
@@ -81,18 +91,27 @@ class StagedBackbone(BaseModule):
     def built_stages(self) -> range:
         return range(self.out_indices[-1] + 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, img_shapes: Sequence | Tensor | None = None) -> tuple[Tensor, ...]:
+        """``x (B, in_channels, H, W)``; ``img_shapes``: height and width of each image without its
+        padding, ``(B, 2)``, where they are known, instead of a search in ``x``."""
         self._check_input(x)
+        mask = own_area(x, img_shapes)
+        local_mask = mask if self.batch_invariant else None
+        x = finite_padding(x, mask)
         # One conversion here; every layer below then keeps this layout without a copy.
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
         for i, (downsample, stage) in enumerate(
             zip(self.downsample_layers, self.stages, strict=True)
         ):
-            x = stage(downsample(x))
+            x = downsample(x, local_mask)
+            mask = coarser(mask, 2 if i else 4, x)
+            local_mask = mask if self.batch_invariant else None
+            x = stage(x, mask, local_mask)
             if i in self.out_indices:
+                out = without_padding(getattr(self, f'norm{i}')(x), local_mask)
                 # mmcv's operators (RoIAlign among them) read channels_last maps as if contiguous.
-                outs.append(getattr(self, f'norm{i}')(x).contiguous())
+                outs.append(out.contiguous())
         return tuple(outs)
 
     def init_weights(self) -> None:

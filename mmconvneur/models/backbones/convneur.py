@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from mmengine.model import Sequential
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from ...errors import UsageError, check_choice
 from ..layers.block import FUSIONS, ConvNeurBlock, LocalBlock
 from ..layers.local_branch import LayerNorm2d, LocalBranch
+from ..layers.padding import Layers, Stage
 from ..mixers.build import build_mixer
 from .base import MIN_SIZE, StagedBackbone, drop_path_rates, per_stage
 
@@ -67,6 +67,9 @@ class ConvNeur(StagedBackbone):
         token_stride: Side, in pixels of the image, of the tokens that a global branch gets, 1 to
             32. With 8 the map of stride 4 is pooled by 2 x 2; maps of stride 8 and more, and with 1
             all maps, are passed as they are.
+        batch_invariant: Not only the global branches take nothing from an image's padding: local
+            convolutions see zeros there in every layer. Then an image has the same maps alone,
+            padded to a multiple of 32, and in any batch; they are zero on padding.
         init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
     Raises:
@@ -90,11 +93,14 @@ class ConvNeur(StagedBackbone):
         placement: str | Sequence[int] = 'stage',
         fusion: str = 'gate',
         token_stride: int = 8,
+        batch_invariant: bool = False,
         init_cfg: dict | Sequence[dict] | None = INIT_CFG,
     ) -> None:
         arch = self.resolve_arch(arch)
         channels, depths = arch['channels'], arch['depths']
-        super().__init__(len(depths), in_channels, out_indices, frozen_stages, init_cfg)
+        super().__init__(
+            len(depths), in_channels, out_indices, frozen_stages, batch_invariant, init_cfg
+        )
         self.frozen_trunk = frozen_trunk
         check_choice('fusion', fusion, FUSIONS)
         if not isinstance(token_stride, int) or not 1 <= token_stride <= MIN_SIZE:
@@ -119,15 +125,13 @@ class ConvNeur(StagedBackbone):
 
         for i in self.built_stages:
             self.downsample_layers.append(
-                nn.Sequential(nn.Conv2d(in_channels, channels[0], 4, 4), LayerNorm2d(channels[0]))
+                Layers(nn.Conv2d(in_channels, channels[0], 4, 4), LayerNorm2d(channels[0]))
                 if i == 0
-                else nn.Sequential(
+                else Layers(
                     LayerNorm2d(channels[i - 1]), nn.Conv2d(channels[i - 1], channels[i], 2, 2)
                 )
             )
-            self.stages.append(
-                Sequential(*(build_block(i, j, rate) for j, rate in enumerate(rates[i])))
-            )
+            self.stages.append(Stage(*(build_block(i, j, rate) for j, rate in enumerate(rates[i]))))
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
         self._freeze()

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from itertools import cycle, islice
 
 from mmcv.cnn import build_norm_layer
-from mmengine.model import Sequential
 from mmengine.registry import MODELS as ROOT_MODELS
 from torch import nn
 
 from ...errors import UsageError, check_choice
 from ..layers.local_branch import LayerNorm2d
+from ..layers.padding import Layers, Stage
 from .base import StagedBackbone, drop_path_rates, per_stage
 from .glnet_block import MIXINGS, GLNetBlock
 
@@ -70,6 +70,8 @@ class GLNet(StagedBackbone):
         with_cp: Gradient checkpointing, for all stages or one bool per stage.
         norm_cfg: Batch norm of stem, downsampling and the last map; ``dict(type='SyncBN')`` for a
             few images per GPU.
+        batch_invariant: As in :class:`ConvNeur`; in training batch norms that are not frozen still
+            mix the images of a batch.
         init_cfg: MMEngine's; e.g. ``dict(type='Pretrained', checkpoint=...)`` with a published
             file, whose names ``mmconvneur.weights.glnet`` translates. ``None``: PyTorch's own
             initialisation, Xavier's in attention.
@@ -90,11 +92,14 @@ class GLNet(StagedBackbone):
         frozen_stages: int = -1,
         with_cp: bool | Sequence[bool] = False,
         norm_cfg: dict = dict(type='BN'),  # noqa: B006
+        batch_invariant: bool = False,
         init_cfg: dict | Sequence[dict] | None = None,
     ) -> None:
         arch = self.resolve_arch(arch)
         channels, depths = arch['channels'], arch['depths']
-        super().__init__(len(depths), in_channels, out_indices, frozen_stages, init_cfg)
+        super().__init__(
+            len(depths), in_channels, out_indices, frozen_stages, batch_invariant, init_cfg
+        )
         with_cp = per_stage('with_cp', with_cp, len(depths))
         rates = drop_path_rates(drop_path_rate, depths)
         downsample = overlapping_patches if arch['overlap'] else disjoint_patches
@@ -114,7 +119,7 @@ class GLNet(StagedBackbone):
                 for kind, rate in zip(kinds, rates[i], strict=True)
             )
             self.downsample_layers.append(downsample(i, widths[i], widths[i + 1], norm_cfg))
-            self.stages.append(Sequential(*blocks))
+            self.stages.append(Stage(*blocks))
         for i in self.out_indices:
             last = i == len(depths) - 1
             norm = batch_norm(norm_cfg, channels[i]) if last else LayerNorm2d(channels[i])
@@ -147,20 +152,18 @@ class GLNet(StagedBackbone):
         return arch
 
 
-def disjoint_patches(stage: int, in_channels: int, dim: int, norm_cfg: dict) -> nn.Sequential:
+def disjoint_patches(stage: int, in_channels: int, dim: int, norm_cfg: dict) -> Layers:
     """Stem (stage 0) or downsampling without overlap: 4x4 and norm, or norm and 2x2."""
     if stage == 0:
-        return nn.Sequential(nn.Conv2d(in_channels, dim, 4, 4), batch_norm(norm_cfg, dim))
-    return nn.Sequential(batch_norm(norm_cfg, in_channels), nn.Conv2d(in_channels, dim, 2, 2))
+        return Layers(nn.Conv2d(in_channels, dim, 4, 4), batch_norm(norm_cfg, dim))
+    return Layers(batch_norm(norm_cfg, in_channels), nn.Conv2d(in_channels, dim, 2, 2))
 
 
-def overlapping_patches(stage: int, in_channels: int, dim: int, norm_cfg: dict) -> nn.Sequential:
+def overlapping_patches(stage: int, in_channels: int, dim: int, norm_cfg: dict) -> Layers:
     """Stem (stage 0) or downsampling by two or one 3x3 convolutions of stride 2, each with norm."""
     if stage > 0:
-        return nn.Sequential(
-            nn.Conv2d(in_channels, dim, 3, 2, padding=1), batch_norm(norm_cfg, dim)
-        )
-    return nn.Sequential(
+        return Layers(nn.Conv2d(in_channels, dim, 3, 2, padding=1), batch_norm(norm_cfg, dim))
+    return Layers(
         nn.Identity(),  # keeps the indices of the published checkpoints
         nn.Conv2d(in_channels, dim // 2, 3, 2, padding=1),
         batch_norm(norm_cfg, dim // 2),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..layers.local_branch import LayerNorm2d
+from ..layers.padding import Layers, without_padding
 from ..layers.token_attention import TokenAttention
 from ..mixers.glmix import SoftClustering
 
@@ -20,14 +21,16 @@ class GlobalLocalMixing(BaseModule):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.clustering = SoftClustering(dim, num_heads)
-        self.local = nn.Sequential(
+        self.local = Layers(
             nn.Conv2d(dim, dim, 1),
             nn.Conv2d(dim, dim, 5, padding=2, groups=dim),
             nn.Conv2d(dim, dim, 1),
         )
 
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
-        return self.clustering(z, x) + self.local(z)
+    def forward(
+        self, z: Tensor, x: Tensor, mask: Tensor | None, local_mask: Tensor | None
+    ) -> Tensor:
+        return self.clustering(z, x, mask) + self.local(z, local_mask)
 
 
 class FullAttention(BaseModule):
@@ -37,9 +40,11 @@ class FullAttention(BaseModule):
         super().__init__()
         self.attention = TokenAttention(dim, num_heads)
 
-    def forward(self, z: Tensor, x: Tensor) -> Tensor:
+    def forward(
+        self, z: Tensor, x: Tensor, mask: Tensor | None, local_mask: Tensor | None
+    ) -> Tensor:
         pixels = z.permute(0, 2, 3, 1)  # (B, H, W, C)
-        out = self.attention(pixels.flatten(1, 2)).unflatten(1, pixels.shape[1:3])
+        out = self.attention(pixels.flatten(1, 2), mask).unflatten(1, pixels.shape[1:3])
         return out.permute(0, 3, 1, 2)
 
 
@@ -65,7 +70,7 @@ class GLNetBlock(BaseModule):
 
     Args:
         dim: Channels C.
-        mixing: ``(z, x) -> (B, C, H, W)``.
+        mixing: ``(z, x, mask, local_mask) -> (B, C, H, W)``.
         mlp_ratio: Hidden channels of the MLP over C.
         overlap: Whether p and d are residual 3x3 depthwise convolutions.
         layer_scale: Initial g_1 and g_2, one value per channel; ``None``: 1, not learnt.
@@ -94,7 +99,7 @@ class GLNetBlock(BaseModule):
         self.position = ResidualDepthwiseConv(dim) if overlap else nn.Identity()
         self.norm1, self.norm2 = LayerNorm2d(dim), LayerNorm2d(dim)
         self.mixing = mixing
-        self.mlp = nn.Sequential(
+        self.mlp = Layers(
             nn.Conv2d(dim, hidden, 1),
             ResidualDepthwiseConv(hidden) if overlap else nn.Identity(),
             nn.GELU(),
@@ -104,12 +109,16 @@ class GLNetBlock(BaseModule):
         self.drop_path = DropPath(drop_path)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, local_mask: Tensor | None = None
+    ) -> Tensor:
+        """``(B, C, H, W) -> (B, C, H, W)``; masks as in :class:`LocalBlock`."""
         if self.with_cp and torch.is_grad_enabled():
-            return checkpoint(self.block, x, use_reentrant=False)
-        return self.block(x)
+            return checkpoint(self.block, x, mask, local_mask, use_reentrant=False)
+        return self.block(x, mask, local_mask)
 
-    def block(self, x: Tensor) -> Tensor:
-        y = self.position(x)
-        y = y + self.drop_path(self.scale1(self.mixing(self.norm1(y), x)))
-        return y + self.drop_path(self.scale2(self.mlp(self.norm2(y))))
+    def block(self, x: Tensor, mask: Tensor | None, local_mask: Tensor | None) -> Tensor:
+        y = self.position(without_padding(x, local_mask))
+        mixed = self.mixing(self.norm1(y), x, mask, local_mask)
+        y = y + self.drop_path(self.scale1(mixed))
+        return y + self.drop_path(self.scale2(self.mlp(self.norm2(y), local_mask)))

@@ -17,14 +17,15 @@ from torch.utils.checkpoint import checkpoint
 from ...errors import UsageError
 from ...weights.loading import load_pretrained, rewrite, split_init_cfg
 from ...weights.report import LoadReport, compare
+from ..layers.padding import Layers, coarser, finite_padding, own_area, without_padding
 from ..mixers.spatial_bias import NUM_BIASES, SpatialBiasMaps
 from .base import check_frozen_stages, resolve_out_indices
 
 try:
-    from mmdet.models.backbones.resnet import Bottleneck, ResNet
+    from mmdet.models.backbones.resnet import Bottleneck, ResLayer, ResNet
 except ImportError:
     try:  # the same network with other defaults, which are set below
-        from mmseg.models.backbones.resnet import Bottleneck, ResNet
+        from mmseg.models.backbones.resnet import Bottleneck, ResLayer, ResNet
     except ImportError as error:
         raise UsageError('SpatialBiasResNet needs mmdet or mmseg: install one of them') from error
 
@@ -34,7 +35,32 @@ FIRST_KEY = 'layer1.0.conv1.weight'  # of every ResNet that torchvision's names 
 IDENTITY_NORM = dict(weight=1.0, bias=0.0, running_mean=0.0, running_var=1.0)
 
 
-class SpatialBiasBottleneck(Bottleneck):
+class MaskedBottleneck(Bottleneck):
+    """ResNet's bottleneck, whose 3x3 convolution can see zeros in place of padding."""
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, local_mask: Tensor | None = None
+    ) -> Tensor:
+        """``(B, C, H, W) -> (B, C', H', W')``; masks as in :class:`LocalBlock`."""
+        if self.with_cp and x.requires_grad:
+            return checkpoint(self.block, x, mask, local_mask, use_reentrant=False)
+        return self.block(x, mask, local_mask)
+
+    def block(self, x: Tensor, mask: Tensor | None, local_mask: Tensor | None) -> Tensor:
+        a = self.relu(self.norm1(self.conv1(x)))
+        mask = coarser(mask, self.conv1_stride, a)
+        local = self.conv2(without_padding(a, coarser(local_mask, self.conv1_stride, a)))
+        out = self.norm3(self.conv3(self.relu(self.norm2(self.widen(a, local, mask)))))
+        if self.downsample is not None:
+            # An average pool before the 1x1 convolution looks around.
+            x = self.downsample(without_padding(x, local_mask))
+        return self.relu(out + x)
+
+    def widen(self, a: Tensor, local: Tensor, mask: Tensor | None) -> Tensor:
+        return local
+
+
+class SpatialBiasBottleneck(MaskedBottleneck):
     """A bottleneck whose last convolution sees the whole image.
 
         a = ReLU(BN(W_1 x)),   out = ReLU(x + BN(W_3 ReLU(BN[W_2 * a, bias(a)])))
@@ -52,19 +78,21 @@ class SpatialBiasBottleneck(Bottleneck):
             self.conv_cfg, width, planes * self.expansion, kernel_size=1, bias=False
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.with_cp and x.requires_grad:
-            return checkpoint(self.block, x, use_reentrant=False)
-        return self.block(x)
+    def widen(self, a: Tensor, local: Tensor, mask: Tensor | None) -> Tensor:
+        out_mask = coarser(mask, self.conv2_stride, local)
+        return torch.cat([local, self.spatial_bias(a, local.shape[-2:], mask, out_mask)], dim=1)
 
-    def block(self, x: Tensor) -> Tensor:
-        a = self.relu(self.norm1(self.conv1(x)))
-        local = self.conv2(a)
-        both = torch.cat([local, self.spatial_bias(a, local.shape[-2:])], dim=1)
-        both = self.relu(self.norm2(both))
-        out = self.norm3(self.conv3(both))
-        identity = x if self.downsample is None else self.downsample(x)
-        return self.relu(out + identity)
+
+class ResStage(ResLayer):
+    """A stage of ResNet whose blocks get the masks too."""
+
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, local_mask: Tensor | None = None
+    ) -> Tensor:
+        for block in self:
+            x = block(x, mask, local_mask)
+            mask, local_mask = (coarser(m, block.stride, x) for m in (mask, local_mask))
+        return x
 
 
 @ROOT_MODELS.register_module()
@@ -85,6 +113,7 @@ class SpatialBiasResNet(ResNet):
         norm_cfg: As in ResNet, but no group norm: planes + 3 channels have no equal groups.
         norm_eval, stem_channels: As in mmdet's ResNet.
         init_cfg: MMEngine's; ``dict(type='Pretrained', checkpoint='torchvision://resnet50')``.
+        batch_invariant: As in :class:`GLNet`.
         dcn, plugins: Do not combine with it.
         kwargs: As in ResNet: ``out_indices``, ``frozen_stages``, ``with_cp``, ``style``, ...
 
@@ -106,6 +135,7 @@ class SpatialBiasResNet(ResNet):
         init_cfg: dict | Sequence[dict] | None = None,
         dcn: dict | None = None,
         plugins: Sequence[dict] | None = None,
+        batch_invariant: bool = False,
         **kwargs,
     ) -> None:
         if depth not in self.arch_settings:
@@ -129,10 +159,35 @@ class SpatialBiasResNet(ResNet):
             **kwargs,
         )
         self.pretrained_files = files
+        self.batch_invariant = batch_invariant
+        if self.deep_stem:
+            self.stem = Layers(*self.stem)
 
     def make_res_layer(self, block: type[nn.Module], **kwargs) -> nn.Module:
         biased = len(self.res_layers) < NUM_BIASED_STAGES
-        return super().make_res_layer(block=SpatialBiasBottleneck if biased else block, **kwargs)
+        return ResStage(block=SpatialBiasBottleneck if biased else MaskedBottleneck, **kwargs)
+
+    def forward(self, x: Tensor, img_shapes: Sequence | Tensor | None = None) -> tuple[Tensor, ...]:
+        """``x (B, in_channels, H, W)``; ``img_shapes`` as in :class:`StagedBackbone`."""
+        mask = own_area(x, img_shapes)
+        x = finite_padding(x, mask)
+        if self.deep_stem:
+            x = self.stem(x, self.local(mask))
+        else:
+            x = self.relu(self.norm1(self.conv1(without_padding(x, self.local(mask)))))
+        mask = coarser(mask, 2, x)
+        x = self.maxpool(without_padding(x, self.local(mask)))  # zeros never exceed a ReLU's
+        mask = coarser(mask, 2, x)
+        outs = []
+        for i, name in enumerate(self.res_layers):
+            x = getattr(self, name)(x, mask, self.local(mask))
+            mask = coarser(mask, self.strides[i], x)
+            if i in self.out_indices:
+                outs.append(without_padding(x, self.local(mask)))
+        return tuple(outs)
+
+    def local(self, mask: Tensor | None) -> Tensor | None:
+        return mask if self.batch_invariant else None
 
     def init_weights(self) -> None:
         first = not self.is_init

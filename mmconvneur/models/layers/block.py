@@ -82,14 +82,21 @@ class LocalBlock(BaseModule):
         self.drop_path = DropPath(drop_path)
         self.with_cp = with_cp
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``(B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a valid position."""
-        if self.with_cp and torch.is_grad_enabled():
-            return x + self.drop_path(checkpoint(self.residual, x, mask, use_reentrant=False))
-        return x + self.drop_path(self.residual(x, mask))
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, local_mask: Tensor | None = None
+    ) -> Tensor:
+        """``(B, C, H, W) -> (B, C, H, W)``; masks ``(B, 1, H, W)``: 1 = a valid position.
 
-    def residual(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return self.local_branch(x)
+        The global branch takes nothing from the rest of ``mask``, and the local branch sees zeros
+        in the rest of ``local_mask``.
+        """
+        inputs = x, mask, local_mask
+        if self.with_cp and torch.is_grad_enabled():
+            return x + self.drop_path(checkpoint(self.residual, *inputs, use_reentrant=False))
+        return x + self.drop_path(self.residual(*inputs))
+
+    def residual(self, x: Tensor, mask: Tensor | None, local_mask: Tensor | None) -> Tensor:
+        return self.local_branch(x, local_mask)
 
 
 class ConvNeurBlock(LocalBlock):
@@ -120,8 +127,8 @@ class ConvNeurBlock(LocalBlock):
         self.fusion = fusion
         self.token_size = token_size
 
-    def residual(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return self.fusion(self.local_branch(x), self.context(x, mask))
+    def residual(self, x: Tensor, mask: Tensor | None, local_mask: Tensor | None) -> Tensor:
+        return self.fusion(self.local_branch(x, local_mask), self.context(x, mask))
 
     def context(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """G(X), ``(B, C, H, W) -> (B, C, H, W)``."""

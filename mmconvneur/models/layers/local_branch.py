@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .padding import without_padding
 from .tiles import Linear, in_tiles
 
 
@@ -43,9 +44,11 @@ class LocalBranch(nn.Module):
         self.pointwise_conv2 = Linear(hidden, dim)
         self.gamma = nn.Parameter(torch.full((dim,), float(gamma)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``mask (B, 1, H, W)``: 0 = the convolution sees a zero there."""
         height, width = x.shape[-2:]
-        x = self.depthwise_conv(x).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
+        x = self.depthwise_conv(without_padding(x, mask))
+        x = x.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
         x = in_tiles(self, self.mix_channels, x)
         return x.unflatten(1, (height, width)).permute(0, 3, 1, 2)
 

@@ -9,10 +9,14 @@ from torch.nn import functional as F
 from ...errors import UsageError
 
 
-def attend(qkv: Tensor, num_heads: int) -> Tensor:
-    """softmax(q_i k_i^T / sqrt(d)) v_i for every head i, ``(B, N, 3 C) -> (B, N, C)``."""
+def attend(qkv: Tensor, num_heads: int, mask: Tensor | None = None) -> Tensor:
+    """softmax(q_i k_i^T / sqrt(d)) v_i for every head i, ``(B, N, 3 C) -> (B, N, C)``.
+
+    ``mask (B, 1, H, W)``, H W = N: 1 = a token that is attended to.
+    """
     queries, keys, values = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
-    out = F.scaled_dot_product_attention(queries, keys, values)  # (B, h, N, d)
+    valid = None if mask is None else mask.flatten(2).unsqueeze(1).bool()  # (B, 1, 1, N)
+    out = F.scaled_dot_product_attention(queries, keys, values, valid)  # (B, h, N, d)
     return out.transpose(1, 2).flatten(2)
 
 
@@ -51,5 +55,6 @@ class TokenAttention(BaseModule):
         # The init_cfg of a backbone has just filled every Linear with smaller weights.
         self.reset_parameters()
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.out_proj(attend(self.qkv(tokens), self.num_heads))
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``(B, N, C) -> (B, N, C)``; mask as in :func:`attend`."""
+        return self.out_proj(attend(self.qkv(tokens), self.num_heads, mask))

@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 from mmcv.cnn import NonLocal2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...errors import UsageError
 from ...registry import MIXERS
+from ..layers.padding import without_padding
+from ..layers.precision import widened
 from ..layers.token_attention import attend
 from .base import BottleneckMixer, check_num_heads
 
@@ -39,21 +42,33 @@ class SelfAttention(BottleneckMixer):
         self.qkv = nn.Linear(self.bottleneck_dim, 3 * self.bottleneck_dim)
         self.reset_parameters()
 
-    def mix(self, maps: Tensor) -> Tensor:
+    def mix(self, maps: Tensor, mask: Tensor | None) -> Tensor:
         tokens = maps.flatten(2).transpose(1, 2)  # (B, N, C_m)
-        out = attend(self.qkv(tokens), self.num_heads)
+        out = attend(self.qkv(tokens), self.num_heads, mask)
         return out.transpose(1, 2).unflatten(2, maps.shape[-2:])
+
+
+class NonLocalMap(NonLocal2d):
+    """f of :class:`NonLocal`, with the layers and the names of mmcv's block."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        queries, keys, values = (
+            layer(x).flatten(2).transpose(1, 2) for layer in (self.theta, self.phi, self.g)
+        )
+        valid = None if mask is None else mask.flatten(2).bool()  # (B, 1, N)
+        out = F.scaled_dot_product_attention(queries, keys, values, valid)  # (B, N, C_m / 2)
+        return self.conv_out(out.transpose(1, 2).unflatten(2, x.shape[-2:]))
 
 
 @MIXERS.register_module()
 class NonLocal(BottleneckMixer):
-    """The non-local block (arXiv 1711.07971), mmcv's ``NonLocal2d``, without its residual.
+    """The non-local block (arXiv 1711.07971) with the layers of mmcv's ``NonLocal2d``.
 
         f(z) = W softmax(theta(z) phi(z)^T / sqrt(C_m / 2)) g(z),   theta, phi, g: C_m -> C_m / 2
 
     mmcv's block returns z + f(z) and starts with W = 0. Here only the global part is wanted, and
     behind the zero W_out a second zero would leave both without a gradient for ever, so W does not
-    start at zero. It stores the N x N weights: 16 GB for one map of 200 x 320.
+    start at zero.
 
     Args:
         dim, bottleneck_dim: As in :class:`BottleneckMixer`.
@@ -64,11 +79,11 @@ class NonLocal(BottleneckMixer):
 
     def __init__(self, dim: int, bottleneck_dim: int | None = None) -> None:
         super().__init__(dim, bottleneck_dim)
-        self.block = NonLocal2d(self.bottleneck_dim)
+        self.block = NonLocalMap(self.bottleneck_dim)
         self.reset_parameters()
 
-    def mix(self, maps: Tensor) -> Tensor:
-        return self.block(maps) - maps
+    def mix(self, maps: Tensor, mask: Tensor | None) -> Tensor:
+        return self.block(maps, mask)
 
 
 @MIXERS.register_module()
@@ -99,8 +114,19 @@ class CBAM(BottleneckMixer):
         self.spatial = nn.Conv2d(2, 1, 7, padding=3)
         self.reset_parameters()
 
-    def mix(self, maps: Tensor) -> Tensor:
-        which = self.channel(maps.mean((2, 3))) + self.channel(maps.amax((2, 3)))  # (B, C_m)
+    def mix(self, maps: Tensor, mask: Tensor | None) -> Tensor:
+        which = sum(self.channel(v) for v in mean_and_max(maps, mask))  # (B, C_m)
         maps = which.sigmoid()[..., None, None] * maps
         pooled = torch.cat([maps.mean(1, keepdim=True), maps.amax(1, keepdim=True)], dim=1)
-        return self.spatial(pooled).sigmoid() * maps  # where: (B, 1, H, W)
+        where = self.spatial(without_padding(pooled, mask))  # (B, 1, H, W)
+        return where.sigmoid() * maps
+
+
+def mean_and_max(maps: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Over the valid pixels of each image, ``(B, C, H, W) -> (B, C)`` each."""
+    if mask is None:
+        return maps.mean((2, 3)), maps.amax((2, 3))
+    valid = mask.bool()
+    total = torch.where(valid, maps, 0).sum((2, 3), dtype=widened(maps).dtype)
+    largest = torch.where(valid, maps, torch.finfo(maps.dtype).min).amax((2, 3))
+    return (total / valid.sum((2, 3))).to(maps.dtype), largest

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...errors import UsageError
+from ..layers.padding import without_padding
 from ..layers.tiles import Linear
 
 
@@ -40,7 +38,8 @@ class GlobalMixer(BaseModule):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x (B, C, H, W) -> (B, C, H, W)``, valid pixels without influence of padding.
 
-        ``mask (B, 1, H, W)``: 1 = a valid pixel, 0 = padding; ``None``: no padding.
+        ``mask (B, 1, H, W)``: 1 = a valid pixel, 0 = padding, whatever that holds; ``None``: no
+        padding. Every image has a valid pixel.
         """
         raise NotImplementedError
 
@@ -59,8 +58,7 @@ class BottleneckMixer(GlobalMixer):
         bottleneck_dim: Channels C_m; default half of ``dim``, rounded to a multiple of 8.
 
     Raises:
-        UsageError: If ``bottleneck_dim`` is not positive, and in ``forward`` as
-            :func:`on_valid_part`.
+        UsageError: If ``bottleneck_dim`` is not positive.
     """
 
     def __init__(self, dim: int, bottleneck_dim: int | None = None) -> None:
@@ -73,14 +71,15 @@ class BottleneckMixer(GlobalMixer):
         self.in_proj = Linear(dim, bottleneck_dim)
         self.norm: nn.Module = nn.LayerNorm(bottleneck_dim, eps=1e-6)
 
-    def mix(self, maps: Tensor) -> Tensor:
-        """f: ``(B, C_m, H, W) -> (B, C_m, H, W)``, without padding."""
+    def mix(self, maps: Tensor, mask: Tensor | None) -> Tensor:
+        """f: ``(B, C_m, H, W) -> (B, C_m, H, W)``; mask as in :meth:`forward`."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As :meth:`GlobalMixer.forward`: each image is cut to its valid part."""
+        """As :meth:`GlobalMixer.forward`."""
+        x = without_padding(x, mask)
         tokens = self.norm(self.in_proj(x.permute(0, 2, 3, 1)))  # (B, H, W, C_m)
-        return self.project_out(on_valid_part(self.mix, tokens.permute(0, 3, 1, 2), mask))
+        return self.project_out(self.mix(tokens.permute(0, 3, 1, 2), mask))
 
     def reset_parameters(self) -> None:
         """Start neutral (W_out = 0) but ready to learn: no layer before it at zero."""
@@ -92,41 +91,13 @@ class BottleneckMixer(GlobalMixer):
         super().reset_parameters()
 
 
-def on_valid_part(
-    function: Callable[[Tensor], Tensor], maps: Tensor, mask: Tensor | None
-) -> Tensor:
-    """``function`` of the valid part of each image, zero on its padding.
-
-    Args:
-        function: ``(B, C, h, w) -> (B, C', h, w)`` for any size; images do not mix.
-        maps: ``(B, C, H, W)``.
-        mask: ``(B, 1, H, W)``, 1 = a valid pixel; ``None``: no padding.
-
-    Raises:
-        UsageError: If the valid pixels of an image are no rectangle in its top left corner.
-    """
-    if mask is None:
-        return function(maps)
-    height, width = maps.shape[-2:]
-    parts = []
-    for image, (h, w) in zip(maps.split(1), valid_sizes(mask), strict=True):
-        part = function(image[..., :h, :w])
-        parts.append(F.pad(part, (0, width - w, 0, height - h)))
-    return torch.cat(parts)
-
-
-def valid_sizes(mask: Tensor) -> list[tuple[int, int]]:
-    """Height and width in pixels of the valid part of each image, from ``mask (B, 1, H, W)``."""
-    valid = mask.squeeze(1).bool()  # (B, H, W)
-    heights, widths = valid.any(2).sum(1).tolist(), valid.any(1).sum(1).tolist()
-    sizes = list(zip(heights, widths, strict=True))
-    for pixels, (h, w) in zip(valid, sizes, strict=True):
-        if h == 0 or not pixels[:h, :w].all():
-            raise UsageError(
-                'the mask of an image is no rectangle in the top left corner: pad images at the '
-                'bottom and the right, or choose global_mixer NeuralMemory or GLMix, which take any'
-            )
-    return sizes
+def masked_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
+    """Softmax over the last dimension, among what is ``valid`` (1 or 0) there; zero elsewhere."""
+    if valid is None:
+        return logits.softmax(-1)
+    valid = valid.bool()
+    weights = torch.where(valid, logits, torch.finfo(logits.dtype).min).softmax(-1)
+    return torch.where(valid, weights, 0)  # also where nothing is valid
 
 
 def half_width(dim: int) -> int:

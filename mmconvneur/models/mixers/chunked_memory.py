@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from ...errors import UsageError, check_choice
 from ...registry import MIXERS
-from .base import BottleneckMixer, check_num_heads
+from ..layers.padding import without_padding
+from ..layers.precision import full_precision, widened
+from .base import BottleneckMixer, check_num_heads, masked_softmax
 from .inner_models import INNER_MODELS, InnerModel, Weights
-from .neural_memory import full_precision, masked_softmax, widened
 
 
 class WriteRule(NamedTuple):
@@ -94,6 +95,19 @@ def _products_after(x: Tensor) -> Tensor:
     chunk = torch.arange(x.size(-1), device=x.device)
     below = chunk[:, None] > chunk
     return torch.where(below, x.unsqueeze(-1), 1.0).cumprod(-2).tril()
+
+
+def valid_first(valid: Tensor) -> Tensor:
+    """New places of N tokens, the valid ones first, else in their order: ``(B, N) -> (B, N)``."""
+    valid = valid.bool()
+    after = valid.sum(1, keepdim=True) + (~valid).cumsum(1)
+    return torch.where(valid, valid.cumsum(1), after) - 1
+
+
+def moved(x: Tensor, places: Tensor) -> Tensor:
+    """``x (B, N, ...)`` with each token at its place of ``(B, N)``."""
+    places = places.view(*places.shape, *(1,) * (x.dim() - 2)).expand_as(x)
+    return torch.zeros_like(x).scatter(1, places, x)
 
 
 STATES = {'running': running_states, 'start': start_states}
@@ -180,10 +194,15 @@ class ChunkedNeuralMemory(BottleneckMixer):
         return {f'initial.{i}' for i in range(len(self.initial))}
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As :meth:`GlobalMixer.forward`: padding is not written into the memory."""
+        """As :meth:`GlobalMixer.forward`: chunks are of valid pixels, the padding comes last."""
+        x = without_padding(x, mask)
         tokens = self.norm(self.in_proj(x.permute(0, 2, 3, 1).flatten(1, 2)))  # (B, N, C_m)
         # What fills the last chunk up is not valid.
-        valid = tokens.new_ones(tokens.shape[:2]) if mask is None else mask.flatten(1)
+        valid = tokens.new_ones(tokens.shape[:2])
+        if mask is not None:
+            valid = mask.flatten(1).to(tokens.dtype)
+            places = valid_first(valid)
+            tokens, valid = moved(tokens, places), moved(valid, places)
         rule = self.write_rule(tokens, valid)
         queries, keys, values = self.project(tokens)
         with full_precision(x):
@@ -194,6 +213,8 @@ class ChunkedNeuralMemory(BottleneckMixer):
             out = self.readout(tuple(m.unsqueeze(1) for m in initial), memory, queries)
         # (B, h, T, L, d) -> (B, T L, h d) -> (B, N, C_m)
         out = out.permute(0, 2, 3, 1, 4).flatten(3).flatten(1, 2)[:, : tokens.size(1)]
+        if mask is not None:
+            out = out.gather(1, places.unsqueeze(2).expand_as(out))
         return self.out_proj(out.to(tokens.dtype)).unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,43 +16,11 @@ from torch.nn import functional as F
 
 from ...errors import UsageError, check_choice
 from ...registry import MIXERS
+from ..layers.grid import adaptive_avg_pool
 from ..layers.local_branch import LayerNorm2d
+from ..layers.padding import without_padding
 from ..layers.token_attention import TokenAttention
-from .base import GlobalMixer
-
-
-def adaptive_avg_pool(x: Tensor, mask: Tensor, size: int) -> Tensor:
-    """Averages over a ``size`` x ``size`` grid that spans the valid pixels: padding has no part.
-
-    On a rectangle of valid pixels this is ``F.adaptive_avg_pool2d`` of the rectangle.
-
-    Args:
-        x: ``(B, C, H, W)``.
-        mask: ``(B, 1, H, W)``, 1 = a valid pixel.
-
-    Returns:
-        ``(B, C, size, size)``.
-    """
-    mask = mask.to(x.dtype)
-    rows = _cells(mask.amax((1, 3)).bool(), size).to(x.dtype)  # (B, size, H)
-    columns = _cells(mask.amax((1, 2)).bool(), size).to(x.dtype)  # (B, size, W)
-
-    def sums(values: Tensor) -> Tensor:
-        return rows.unsqueeze(1) @ values @ columns.unsqueeze(1).mT
-
-    return sums(x * mask) / sums(mask).clamp(min=1)
-
-
-def _cells(valid: Tensor, size: int) -> Tensor:
-    """Which of L lines belong to each of ``size`` cells, ``(B, L) -> (B, size, L)``, all bool.
-
-    Cell i of l valid lines holds those from floor(i l / size) up to ceil((i + 1) l / size).
-    """
-    rank = (valid.cumsum(-1) - 1).unsqueeze(1)
-    count = valid.sum(-1)[:, None, None]
-    cell = torch.arange(size, device=valid.device)[:, None]
-    first, end = cell * count // size, -(-(cell + 1) * count // size)
-    return (first <= rank) & (rank < end) & valid.unsqueeze(1)
+from .base import GlobalMixer, masked_softmax
 
 
 class PooledSlots(nn.Module):
@@ -76,11 +44,7 @@ class PooledSlots(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x (B, C, H, W) -> (B, S, C)``."""
-        if mask is None:
-            slots = F.adaptive_avg_pool2d(x, self.size)
-        else:
-            slots = adaptive_avg_pool(x, mask, self.size)
-        return slots.flatten(2).mT
+        return adaptive_avg_pool(x, self.size, mask).flatten(2).mT
 
 
 class LearnedSlots(nn.Module):
@@ -152,11 +116,8 @@ class SoftClustering(BaseModule):
         """``z, x (B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a valid pixel."""
         pixels = z.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
         logits = self.affinity(self.slots(x, mask), pixels)  # (B, S, N)
-        gathered = logits
-        if mask is not None:
-            absent = ~mask.flatten(2).bool()  # (B, 1, N)
-            gathered = logits.masked_fill(absent, torch.finfo(logits.dtype).min)
-        slots = self.attention(gathered.softmax(-1) @ pixels)  # (B, S, C)
+        valid = None if mask is None else mask.flatten(2)  # (B, 1, N)
+        slots = self.attention(masked_softmax(logits, valid) @ pixels)  # (B, S, C)
         out = logits.softmax(1).mT @ slots
         return out.unflatten(1, z.shape[2:]).permute(0, 3, 1, 2)
 
@@ -187,4 +148,5 @@ class GLMix(GlobalMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """As :meth:`GlobalMixer.forward`: padding is neither pooled nor gathered."""
+        x = without_padding(x, mask)
         return self.project_out(self.clustering(self.norm(x), x, mask))

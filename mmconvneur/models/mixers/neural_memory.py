@@ -10,28 +10,16 @@ short convolution. The write weights per token and the doubling of steps are thi
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...registry import MIXERS
-from .base import BottleneckMixer, check_num_heads, half_width
+from ..layers.padding import without_padding
+from ..layers.precision import full_precision, widened
+from .base import BottleneckMixer, check_num_heads, half_width, masked_softmax
 
 DOUBLINGS = 4  # of the number of gradient steps
-
-
-def widened(x: Tensor) -> Tensor:
-    """In float32 at least: sums over thousands of tokens are taken in it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def full_precision(x: Tensor) -> AbstractContextManager:
-    """Context without autocast, which would narrow what was :func:`widened`."""
-    if not torch.amp.is_autocast_available(x.device.type):
-        return nullcontext()
-    return torch.autocast(x.device.type, enabled=False)
 
 
 class ImageNorm(nn.GroupNorm):
@@ -57,15 +45,6 @@ class ImageNorm(nn.GroupNorm):
         variance = centred.square().sum((2, 3), keepdim=True) / count
         normed = centred * (variance + self.eps).rsqrt() * scale + shift
         return normed.masked_fill(~valid, 0).to(self.weight.dtype)
-
-
-def masked_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
-    """Softmax over the last dimension, among what is ``valid`` (1 or 0) there; zero elsewhere."""
-    if valid is None:
-        return logits.softmax(-1)
-    absent = ~valid.bool()
-    weights = logits.masked_fill(absent, torch.finfo(logits.dtype).min).softmax(-1)
-    return weights.masked_fill(absent, 0)  # also where nothing is valid
 
 
 def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
@@ -160,8 +139,7 @@ class NeuralMemory(BottleneckMixer):
 
     def tokens(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """z, ``(B, C, H, W) -> (B, C_m, H, W)``, zero on padding whatever that holds."""
-        if mask is not None:
-            x = x.masked_fill(~mask.bool(), 0)
+        x = without_padding(x, mask)
         return self.norm(self.in_proj(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), mask)
 
     def project(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

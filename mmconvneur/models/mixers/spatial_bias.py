@@ -7,16 +7,52 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from mmcv.cnn import build_norm_layer
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor, distributed, nn
+from torch.distributed.nn.functional import all_reduce
 
 from ...registry import MIXERS
-from .base import GlobalMixer, on_valid_part
+from ..layers.grid import adaptive_avg_pool, spread_grid
+from ..layers.padding import without_padding
+from ..layers.precision import full_precision, widened
+from .base import GlobalMixer
 
 GRID = 10  # cells to a side, whatever the size of the image
 NUM_REDUCED, NUM_BIASES = 5, 3
 BATCH_NORM = dict(type='BN')
+
+
+def masked_batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """``norm(x)`` whose statistics are those of the valid pixels, ``(B, C, H, W)``.
+
+    Args:
+        norm: A batch norm; any other treats padding as pixels.
+        x: ``(B, C, H, W)``, finite.
+        mask: ``(B, 1, H, W)``, 1 = a valid pixel.
+    """
+    if mask is None or not (norm.training and isinstance(norm, nn.modules.batchnorm._BatchNorm)):
+        return norm(x)
+
+    def total(values: Tensor) -> Tensor:
+        values = values.sum((0, 2, 3), keepdim=True)
+        shared = isinstance(norm, nn.SyncBatchNorm) and distributed.is_initialized()
+        return all_reduce(values) if shared else values
+
+    valid = mask.bool()
+    with full_precision(x):
+        wide = widened(x)
+        count = total(valid.to(wide.dtype))
+        mean = total(torch.where(valid, wide, 0)) / count
+        variance = total(torch.where(valid, wide - mean, 0).square()) / count
+        normed = (wide - mean) * (variance + norm.eps).rsqrt()
+        out = normed * norm.weight[:, None, None] + norm.bias[:, None, None]
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
+                running.lerp_(new.flatten().to(running.dtype), norm.momentum)
+    return out.to(x.dtype)
 
 
 class SpatialBiasMaps(nn.Module):
@@ -37,29 +73,24 @@ class SpatialBiasMaps(nn.Module):
         self.norm = build_norm_layer(norm_cfg, NUM_REDUCED)[1]
         self.mix = nn.Conv1d(GRID**2, GRID**2, NUM_REDUCED - NUM_BIASES + 1)
 
-    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """``(B, C, H, W) -> (B, 3, *size)``, any H and W, also smaller than the grid."""
-        return self.spread(self.reduced(x), size)
+    def forward(
+        self,
+        x: Tensor,
+        size: Sequence[int],
+        mask: Tensor | None = None,
+        out_mask: Tensor | None = None,
+    ) -> Tensor:
+        """``(B, C, H, W) -> (B, 3, *size)``, any H and W, also smaller than the grid.
 
-    def reduced(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """ReLU(BN(W x)), ``(B, 5, H, W)``; with a mask the norm takes its statistics from valid
-        pixels only."""
+        With ``mask (B, 1, H, W)`` and ``out_mask (B, 1, *size)``, 1 = a valid pixel, the grid lies
+        over the valid part of each image, and the norm takes its statistics from it alone.
+        """
         # Five maps are cheap to copy; of a channels_last norm torch.export would fix the width.
-        maps = self.reduce(x).contiguous()
-        if mask is None:
-            return self.norm(maps).relu()
-        valid = mask.squeeze(1).bool()  # (B, H, W)
-        pixels = maps.permute(0, 2, 3, 1)[valid]  # (number of valid pixels, 5)
-        normed = self.norm(pixels.T[None, ..., None])[0, ..., 0].T.relu()
-        filled = normed.new_zeros(*valid.shape, NUM_REDUCED).index_put((valid,), normed)
-        return filled.permute(0, 3, 1, 2)
-
-    def spread(self, maps: Tensor, size: Sequence[int]) -> Tensor:
-        """Among the cells of the grid and back to pixels, ``(B, 5, H, W) -> (B, 3, *size)``."""
-        cells = F.adaptive_avg_pool2d(maps, GRID).flatten(2)  # (B, 5, 100)
+        maps = self.reduce(without_padding(x, mask)).contiguous()
+        maps = masked_batch_norm(self.norm, maps, mask).relu()
+        cells = adaptive_avg_pool(maps, GRID, mask).flatten(2)  # (B, 5, 100)
         cells = self.mix(cells.transpose(1, 2)).transpose(1, 2)  # (B, 3, 100)
-        grid = cells.unflatten(2, (GRID, GRID))
-        return F.interpolate(grid, size, mode='bilinear', align_corners=False)
+        return spread_grid(cells.unflatten(2, (GRID, GRID)), size, out_mask)
 
 
 @MIXERS.register_module()
@@ -73,9 +104,6 @@ class SpatialBias(GlobalMixer):
     Args:
         dim: Channels C of the block.
         norm_cfg: The norm of the 5 maps, e.g. ``dict(type='SyncBN')``.
-
-    Raises:
-        UsageError: In ``forward``, as :func:`on_valid_part`.
     """
 
     def __init__(self, dim: int, norm_cfg: dict = BATCH_NORM) -> None:
@@ -85,6 +113,4 @@ class SpatialBias(GlobalMixer):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """As :meth:`GlobalMixer.forward`: the grid lies over the valid part of each image."""
-        maps = self.bias.reduced(x, mask)
-        biases = on_valid_part(lambda part: self.bias.spread(part, part.shape[-2:]), maps, mask)
-        return self.project_out(biases)
+        return self.project_out(self.bias(x, x.shape[-2:], mask, mask))
