@@ -161,7 +161,7 @@ class SpatialBiasResNet(ResNet):
         self.pretrained_files = files
         self.batch_invariant = batch_invariant
         if self.deep_stem:
-            self.stem = Layers(*self.stem)
+            self.stem: nn.Sequential = Layers(*self.stem.children())
 
     def make_res_layer(self, block: type[nn.Module], **kwargs) -> nn.Module:
         biased = len(self.res_layers) < NUM_BIASED_STAGES

@@ -5,6 +5,8 @@ Dimension key: B images, C channels, H x W pixels, S x S cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,7 +39,7 @@ def adaptive_avg_pool(x: Tensor, size: int, mask: Tensor | None = None) -> Tenso
         return (totals / counts.clamp(min=1)).to(x.dtype)
 
 
-def spread_grid(grid: Tensor, shape: tuple[int, int], mask: Tensor | None = None) -> Tensor:
+def spread_grid(grid: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> Tensor:
     """Bilinear interpolation to the pixels that a grid spans, ``(B, C, S, S) -> (B, C, H, W)``.
 
     On a rectangle of valid pixels this is ``F.interpolate`` to the rectangle.

@@ -109,7 +109,7 @@ def given_sizes(x: Tensor, img_shapes: Sequence | Tensor) -> tuple[Tensor, Tenso
             f'img_shapes={sizes.tolist()}: give sizes from 1 x 1 to '
             f'{x.size(2)} x {x.size(3)}, the size of the batch'
         )
-    return sizes.unbind(1)
+    return sizes[:, 0], sizes[:, 1]
 
 
 def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:

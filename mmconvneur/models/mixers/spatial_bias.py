@@ -6,6 +6,7 @@ Source: "Spatial Bias for Attention-free Non-local Neural Networks" (arXiv 2302.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmcv.cnn import build_norm_layer
@@ -23,15 +24,16 @@ NUM_REDUCED, NUM_BIASES = 5, 3
 BATCH_NORM = dict(type='BN')
 
 
-def masked_batch_norm(norm: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+def masked_batch_norm(norm: Any, x: Tensor, mask: Tensor | None) -> Tensor:
     """``norm(x)`` whose statistics are those of the valid pixels, ``(B, C, H, W)``.
 
     Args:
-        norm: A batch norm; any other treats padding as pixels.
+        norm: A norm of ``(B, C, H, W)``; any but a batch norm treats padding as pixels.
         x: ``(B, C, H, W)``, finite.
         mask: ``(B, 1, H, W)``, 1 = a valid pixel.
     """
-    if mask is None or not (norm.training and isinstance(norm, nn.modules.batchnorm._BatchNorm)):
+    measures = norm.training and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    if mask is None or not measures:
         return norm(x)
 
     def total(values: Tensor) -> Tensor:
