@@ -12,9 +12,9 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
 
+from demo import find_pictures
 from mmconvneur import UsageError
 from mmconvneur.engine.outputs import LabelMapHook, PictureHook
-from demo import find_pictures
 
 COLOURS = {'left/a/1.png': 10, 'left/b/1.png': 60, 'right/1.png': 110}
 
