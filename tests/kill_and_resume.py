@@ -20,7 +20,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -131,8 +130,10 @@ class KillHook(Hook):
         if (phase, runner.rank) == (moment.phase, moment.rank) and runner.iter >= moment.iteration:
             self.moment = moment._replace(phase='never')
             Path(runner.work_dir, 'killed').write_text(str(runner.iter))
-            kill, target = (os.killpg, os.getpgrp()) if moment.group else (os.kill, os.getpid())
-            threading.Timer(moment.delay, kill, (target, moment.number)).start()
+            target = -os.getpgrp() if moment.group else os.getpid()
+            # From outside the group: loader workers heed the process that loads.
+            command = f'sleep {moment.delay}; kill -{moment.number} -- {target}'
+            subprocess.Popen(['sh', '-c', command], start_new_session=True)
 
 
 def write_config(folder: Path, task: str, workers: int, processes: int = 1) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -29,11 +31,20 @@ REPEATED_WITHIN = 2.0  # seconds
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def outlive_signals(init: Callable[[int], None], worker: int) -> None:
-    """Start a loader worker that ends when its loader does, not by a signal to the whole group."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def heed_the_loader_alone(init: Callable[[int], None], worker: int) -> None:
+    """Start a loader worker that a signal to the whole process group does not end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS, where SIGTERM to the group ends workers
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=end_with_the_loader, daemon=True).start()
     init(worker)
+
+
+def end_with_the_loader() -> None:
+    """Wait for the SIGTERM of the process that loads, and end without clean-up as PyTorch does."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @HOOKS.register_module()
@@ -60,7 +71,7 @@ class ResumeHook(Hook):
         note_validation(runner.work_dir, min(runner.iter, last_validation(runner.work_dir)))
         loops = [runner.train_loop, runner.val_loop]
         for loader in [loop.dataloader for loop in loops if loop is not None]:
-            loader.worker_init_fn = partial(outlive_signals, loader.worker_init_fn)
+            loader.worker_init_fn = partial(heed_the_loader_alone, loader.worker_init_fn)
         self._logger = runner.logger
         self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
