@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -133,7 +134,11 @@ class KillHook(Hook):
             target = -os.getpgrp() if moment.group else os.getpid()
             # From outside the group: loader workers heed the process that loads.
             command = f'sleep {moment.delay}; kill -{moment.number} -- {target}'
-            subprocess.Popen(['sh', '-c', command], start_new_session=True)
+            kill = partial(subprocess.Popen, command, shell=True, start_new_session=True)
+            if phase == 'save':  # while the file is whole but has not got its name
+                os.fsync = lambda descriptor: kill().wait()
+            else:
+                kill()
 
 
 def write_config(folder: Path, task: str, workers: int, processes: int = 1) -> Path:
