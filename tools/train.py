@@ -48,7 +48,7 @@ def main() -> None:
         scale_lr(cfg)
     if args.resume or cfg.get('resume'):
         resume(cfg, args.resume or cfg.get('load_from') or 'auto')
-    elif cfg.get('load_from'):
+    if cfg.get('load_from') and not cfg.get('resume'):
         cfg.load_from = str(find_weights(cfg.load_from))
     if args.tensorboard:
         use_tensorboard(cfg)
@@ -80,14 +80,15 @@ def scale_lr(cfg: Config) -> None:
 
 def resume(cfg: Config, source: str) -> None:
     """Continue from a checkpoint, with the seed of its run: the order of the images needs it."""
-    checkpoint = latest_checkpoint(*checkpoint_folders(cfg)) if source == 'auto' else None
-    if source == 'auto' and checkpoint is None:
+    auto = source == 'auto'
+    checkpoint = latest_checkpoint(*checkpoint_folders(cfg)) if auto else find_weights(source)
+    if checkpoint is None:
         print(f'no checkpoint in {cfg.work_dir} yet: training starts from the beginning')
         cfg.resume = False
         return
-    checkpoint = checkpoint or find_weights(source)
-    seed = read_training(checkpoint)['meta'].get('seed')
-    cfg.randomness = dict(cfg.get('randomness') or {}, seed=seed)
+    meta = read_training(checkpoint)['meta']
+    if meta.get('seed') is not None:
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=meta['seed'])
     cfg.resume, cfg.load_from = True, str(checkpoint)
 
 

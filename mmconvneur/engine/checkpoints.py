@@ -34,14 +34,15 @@ def read_training(path: str | Path, trust: bool | None = None) -> dict:
         UsageError: If it cannot be read, or holds no optimizer (published weights, ``best_*``).
     """
     checkpoint = read_checkpoint(path, trust, on_disk=True)
-    if not {'epoch', 'iter'} <= checkpoint.get('meta', {}).keys():
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, dict) or not {'epoch', 'iter'} <= meta.keys():
         raise UsageError(
             f'checkpoint {path} holds no state of a training: give one that tools/train.py wrote; '
             f'to start a new run from these weights, use --cfg-options load_from={path}'
         )
     if not {'optimizer', 'message_hub'} <= checkpoint.keys():
         raise UsageError(
-            f'checkpoint {path}, of iteration {checkpoint["meta"]["iter"]}, holds no optimizer '
+            f'checkpoint {path}, of iteration {meta["iter"]}, holds no optimizer '
             '(the best_* files have none): resume from another of the run; to start a new run '
             f'from these weights, use --cfg-options load_from={path}'
         )

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -91,7 +91,9 @@ class ResumeHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         # During a validation it is too late: EMAHook has exchanged the weights.
-        if self._saved != runner.iter and stepped(runner.optim_wrapper):
+        saved = [self._saved]
+        broadcast_object_list(saved)
+        if saved[0] != runner.iter and stepped(runner.optim_wrapper):
             self._save(runner, runner.iter, 0)
 
     def before_val_epoch(self, runner: Runner) -> None:

@@ -98,17 +98,25 @@ def _method_of_history(owner: type, name: str) -> object:
     return getattr(owner, name)
 
 
-# What training checkpoints hold beside tensors and plain Python: the buffers of MMEngine's log, and
-# NumPy's numbers, which NumPy 1 wrote under another name.
-_RECONSTRUCT, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+# How arrays and NumPy's numbers are restored; NumPy 1 wrote these functions under another name.
+_ARRAY, _NUMBER = np.empty(1), np.float64(0)
+NUMPY = {
+    f'numpy.{core}.{name}': made.__reduce_ex__(protocol)[0]
+    for core in ('core', '_core')
+    for name, made, protocol in (
+        ('multiarray._reconstruct', _ARRAY, 2),
+        ('multiarray.scalar', _NUMBER, 2),
+        ('numeric._frombuffer', _ARRAY, 5),
+    )
+}
+# What training checkpoints hold beside tensors and plain Python: arrays and MMEngine's log buffers.
 ALLOWED = [
     HistoryBuffer,
     (_method_of_history, 'builtins.getattr'),
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['Float']},
-    *((_RECONSTRUCT, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
-    *((_SCALAR, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+    *((function, name) for name, function in NUMPY.items()),
 ]
 
 
@@ -143,15 +151,14 @@ def _storage(content: bytes) -> object:
 
 # What pickles of annotations, proposals and predictions hold beside plain Python.
 PICKLED = {
+    **NUMPY,
     **{
         f'{owner.__module__}.{owner.__qualname__}': owner
-        for owner in (set, frozenset, slice, complex, bytearray, OrderedDict, InstanceData)
+        for owner in (
+            *(set, frozenset, slice, complex, bytearray, OrderedDict, InstanceData),
+            *(np.ndarray, np.dtype, torch.Size, torch.device),
+        )
     },
-    **{name: value for value, name in (e for e in ALLOWED if isinstance(e, tuple))},
-    'numpy.ndarray': np.ndarray,
-    'numpy.dtype': np.dtype,
-    'torch.Size': torch.Size,
-    'torch.device': torch.device,
     'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
     'torch.storage._load_from_bytes': _storage,
     '_codecs.encode': _latin1,
@@ -162,8 +169,9 @@ class SafeUnpickler(pickle.Unpickler):
     """Restores plain Python, arrays, tensors and mmdet's instances."""
 
     def find_class(self, module: str, name: str) -> object:
+        module = 'builtins' if module == '__builtin__' else module  # as protocol 2 calls it
         name = f'{module}.{name}'
-        if name not in PICKLED or name == 'builtins.getattr':
+        if name not in PICKLED:
             raise UsageError(
                 f'a pickle holds more than arrays and plain values ({name}), and reading that can '
                 'run any code: if you trust its source, add --trust-checkpoint'
