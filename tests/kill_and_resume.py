@@ -43,7 +43,7 @@ backbone = dict(
 )
 loader = dict(num_workers={workers}, persistent_workers={workers} > 0)
 train_dataloader = dict(batch_size=2, **loader)
-val_dataloader = loader
+val_dataloader = dict(batch_size=1, **loader)
 """
 TASKS = dict(
     detection="""
@@ -87,7 +87,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=5))
 """,
 )
 IMAGES, ITERATIONS = 24, 24
-PARTS = ('state_dict', 'ema_state_dict', 'optimizer', 'param_schedulers')
+PARTS = ('state_dict', 'ema_state_dict', 'optimizer')
 
 
 class Moment(NamedTuple):
