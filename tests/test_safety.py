@@ -122,6 +122,7 @@ def test_yaml_runs_nothing(trace, tmp_path):
     '{run}', 'a = {run}', 'a = dict(b=[{run}])', 'import os', 'a = f"{{ {run} }}"',
     'a = dict(**{run})', 'a = dict({run})', 'a: {run} = 1', 'a = [x for x in {run}]',
     'def a(x={run}): pass', 'a.b = 1', 'a, b = 1, 2',
+    """a = {{"x': {run}, 'y": 1, 'b c': 2}}""",  # MMEngine writes names without escapes
 ])  # fmt: skip
 def test_the_config_of_a_published_checkpoint_is_not_run(text, trace):
     text = text.format(run=f"__import__('os').mkdir({str(trace)!r})")

@@ -104,12 +104,9 @@ def main() -> None:
         software=software(),
         hardware=hardware(processes),
     )
-    text = flat.pretty_text
-    if read_flat(text) != flat.to_dict():  # a name can break out of its quotes
-        raise UsageError(f'the config in {checkpoint} cannot be written: it was tampered with')
     files = {
         '.pth': content,
-        '.py': text,
+        '.py': flat.pretty_text,
         '.log.json': log,
         '.npz': golden(model.backbone),
         '.json': json.dumps(record, indent=1),
@@ -175,6 +172,7 @@ def flat_config(meta: dict) -> Config:
     for key in ('work_dir', 'launcher'):
         flat.pop(key, None)
     flat.randomness = dict(flat.get('randomness') or {}, seed=meta['seed'])
+    read_flat(flat.pretty_text)  # raises where a name in it would break out of its quotes
     return flat
 
 
