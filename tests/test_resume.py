@@ -60,6 +60,7 @@ def copied(whole, tmp_path) -> Path:
 
 
 # ------------------------------------------------------------------------------------------- kills
+@pytest.mark.slow
 @pytest.mark.parametrize(('task', 'workers'), CHAINS)
 def test_a_killed_run_ends_as_one_that_never_stopped(task, workers, whole, sample_dir, tmp_path):
     if task == 'detection':
