@@ -133,7 +133,7 @@ class KillHook(Hook):
             Path(runner.work_dir, 'killed').write_text(str(runner.iter))
             target = -os.getpgrp() if moment.group else os.getpid()
             # From outside the group: loader workers heed the process that loads.
-            command = f'sleep {moment.delay}; kill -{moment.number} -- {target}'
+            command = f'sleep {moment.delay}; kill -s {moment.number} -- {target}'
             kill = partial(subprocess.Popen, command, shell=True, start_new_session=True)
             if phase == 'save':  # while the file is whole but has not got its name
                 os.fsync = lambda descriptor: kill().wait()
