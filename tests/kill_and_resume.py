@@ -34,6 +34,7 @@ TRAIN = str(ROOT / 'tools' / 'train.py')
 MOMENT = 'MOMENT_TO_KILL'
 TINY = """
 custom_imports = dict(imports=['kill_and_resume'], allow_failed_imports=False)
+randomness = dict(seed=7)
 custom_hooks = [dict(type='EMAHook', momentum=0.3), dict(type='KillHook')]
 backbone = dict(
     _delete_=True,
