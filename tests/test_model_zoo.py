@@ -517,7 +517,6 @@ def test_demo_lays_the_label_map_over_the_image(at_home, tmp_path, monkeypatch):
     (['bad.png', '--model', 'detector', '--checkpoint', 'no.pth'], ['no.pth does not exist']),
     (['bad.png', '--model', 'nothing', '--checkpoint', 'WEIGHTS'], ['nothing does not exist']),
     (['bad.png', '--model', 'detector', '--out-dir', '.'], ['--out-dir . would replace bad.png']),
-    (['bad.png', './bad.png', '--model', 'detector'], ['2 images are called bad.png']),
 ])  # fmt: skip
 def test_bad_input_of_the_demo_is_one_line(args, parts, at_home, monkeypatch, capsys):
     (at_home / 'bad.png').write_bytes(b'no image')

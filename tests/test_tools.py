@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
 import pickle
 import runpy
-import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -50,29 +47,6 @@ train_pipeline = [
 train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline))
 randomness = dict(seed=7)
 """
-LOOPS = dict(
-    epochs="""
-train_dataloader = dict(sampler=dict(_delete_=True, type='DefaultSampler', shuffle=True))
-train_cfg = dict(_delete_=True, type='EpochBasedTrainLoop', max_epochs=4, val_interval=4)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=7),
-    dict(type='MultiStepLR', by_epoch=True, milestones=[2, 3], gamma=0.1),
-]
-log_processor = dict(by_epoch=True)
-default_hooks = dict(
-    logger=dict(interval=1, log_metric_by_epoch=True),
-    checkpoint=dict(by_epoch=True, interval=1),
-)
-""",
-    iterations="""
-train_cfg = dict(max_iters=48, val_interval=48)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=7),
-    dict(type='PolyLR', power=1.0, by_epoch=False, begin=7, end=48),
-]
-default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval=10))
-""",
-)
 
 
 def command(tool: str, *args: object) -> list[str]:
@@ -297,13 +271,10 @@ def test_bad_input_is_one_line(tool, args, parts, sample_dir, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize('content', [b'', b'not a checkpoint', None], ids=['empty', 'text', 'cut'])
-def test_damaged_checkpoints_are_named_and_never_resumed(
-    content, sample_dir, tmp_path, monkeypatch, capsys
-):
+def test_damaged_checkpoints_are_named(content, sample_dir, tmp_path, monkeypatch, capsys):
     good, bad = tmp_path / 'epoch_1.pth', tmp_path / 'epoch_2.pth'
     torch.save(dict(state_dict=dict(weight=torch.zeros(1000))), good)
     bad.write_bytes(good.read_bytes()[:-100] if content is None else content)
-    assert latest_checkpoint(tmp_path) == good
     monkeypatch.chdir(sample_dir)
     message = failing(monkeypatch, capsys, 'test', DETECTION, bad, '--work-dir', tmp_path / 'work')
     assert f'checkpoint {bad} is damaged or not a checkpoint' in message
@@ -352,69 +323,6 @@ def test_unknown_errors_keep_their_traceback(sample_dir, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------ interruptions
-@pytest.fixture(scope='module')
-def train_undisturbed(sample_dir, tmp_path_factory) -> Callable[[str], tuple[Path, Path]]:
-    """Loop -> a config and the work folder of its complete training, 48 iterations."""
-
-    @functools.cache
-    def train(loop: str) -> tuple[Path, Path]:
-        folder = tmp_path_factory.mktemp(loop)
-        base, config = folder / 'repeatable.py', folder / f'{loop}.py'
-        base.write_text(REPEATABLE.format(base=str(CONFIGS / f'{SEGMENTATION}.py')))
-        config.write_text(f"_base_ = '{base.name}'\n{LOOPS[loop]}")
-        run(sample_dir, 'train', config, '--work-dir', folder / 'whole')
-        return config, folder / 'whole'
-
-    return train
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ('loop', 'number'),
-    [('epochs', signal.SIGINT), ('epochs', signal.SIGKILL), ('iterations', signal.SIGTERM)],
-)
-def test_resumes_what_was_killed(loop, number, train_undisturbed, sample_dir, tmp_path):
-    config, whole = train_undisturbed(loop)
-    train = ('train', config, '--work-dir', tmp_path)
-    process = subprocess.Popen(
-        command(*train),
-        cwd=sample_dir,
-        env=ONE_THREAD,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    # The 15th iteration is in the middle of the second epoch of 12.
-    marker = {'epochs': '[2][ 3/12]', 'iterations': '[15/48]'}[loop]
-    for line in process.stdout:
-        if marker in line:
-            process.send_signal(number)
-    status = process.wait()
-    assert status == (-number if number == signal.SIGKILL else 128 + number)
-
-    left = latest_checkpoint(tmp_path)
-    state = read_checkpoint(left)
-    if number == signal.SIGKILL:
-        assert left.name == 'epoch_1.pth'
-    else:
-        assert left.name == 'resume.pth'
-        assert 15 <= state['meta']['iter'] < 24
-    logged = {line['step']: line for line in scalars(whole, 'lr')}
-    rate = state['optimizer']['param_groups'][0]['lr']
-    assert rate == pytest.approx(logged[state['meta']['iter'] + 1]['lr'])
-
-    run(sample_dir, *train, '--resume')
-    resumed = {line['step']: line for line in scalars(tmp_path, 'lr')}
-    assert sorted(resumed) == sorted(logged) == list(range(1, 49))
-    for step, line in logged.items():
-        assert resumed[step]['lr'] == line['lr'], step
-    expected, end = (read_checkpoint(latest_checkpoint(folder)) for folder in (whole, tmp_path))
-    assert expected['meta']['iter'] == end['meta']['iter'] == 48
-    for part in ('state_dict', 'optimizer'):
-        torch.testing.assert_close(end[part], expected[part], rtol=0, atol=0)
-    assert end['param_schedulers'] == expected['param_schedulers']
-
-
 @pytest.mark.slow
 def test_torchrun_trains_in_two_processes(sample_dir, tmp_path):
     config = tmp_path / 'repeatable.py'
@@ -455,19 +363,6 @@ def test_half_a_file_never_has_the_final_name(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='disk full'):
         backend.put(b'other', path)
     assert path.read_bytes() == whole.getvalue()
-    assert latest_checkpoint(tmp_path) == path
-
-
-def test_latest_checkpoint_is_the_newest_complete_one(tmp_path):
-    assert latest_checkpoint(tmp_path) is None
-    for age, name in enumerate(
-        ['best_mIoU.pth', 'epoch_3.pth.partial', 'resume.pth', 'epoch_2.pth', 'epoch_10.pth']
-    ):
-        torch.save(dict(name=name), tmp_path / name)
-        os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    assert latest_checkpoint(tmp_path).name == 'resume.pth'
-    os.utime(tmp_path / 'epoch_10.pth', (2000, 2000))
-    assert latest_checkpoint(tmp_path).name == 'epoch_10.pth'
 
 
 def test_shipped_configs_are_found_by_name():

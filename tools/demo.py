@@ -8,7 +8,7 @@ environment.exit_unless_good()  # before the imports below can fail
 
 import argparse
 import glob
-from collections import Counter
+import os
 from pathlib import Path
 
 from mmengine.config import Config
@@ -20,7 +20,7 @@ from mmconvneur.apis.model_zoo import find_weights, released
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import add_trust, one_line_errors
 from mmconvneur.utils.configs import load_config
-from mmconvneur.weights.reading import load_safely
+from mmconvneur.utils.files import common_folder
 
 SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 
@@ -39,16 +39,15 @@ def main() -> None:
     parser.set_defaults(cfg_options={})
     args = parser.parse_args()
     images = find_images(args.image)
-    check_names(images, args.out_dir)
+    pictures = find_pictures(images, args.out_dir)
     if args.checkpoint:
         args.config, weights = args.model, str(find_weights(args.checkpoint))
     elif args.model.endswith('.py'):
         raise UsageError(f'--model {args.model} is a config: give its weights with --checkpoint')
     else:
         args.config, weights = released(args.model).paths
-    load_safely(args.trust_checkpoint)
-    draw(load_config(args), weights, images, args.out_dir, args.score_thr)
-    print(f'{args.out_dir}: {len(images)} pictures')
+    draw(load_config(args), weights, pictures, args.score_thr)
+    print(f'{args.out_dir}: {len(pictures)} pictures')
 
 
 def find_images(sources: list[str]) -> list[Path]:
@@ -69,17 +68,22 @@ def find_images(sources: list[str]) -> list[Path]:
     return found
 
 
-def check_names(images: list[Path], out_dir: Path) -> None:
-    """Raise ``UsageError`` where a picture would replace another, or an image."""
-    name, count = Counter(image.name for image in images).most_common(1)[0]
-    if count > 1:
-        raise UsageError(f'{count} images are called {name}: draw them into folders of their own')
-    for image in images:
-        if (out_dir / image.name).resolve() == image.resolve():
-            raise UsageError(f'--out-dir {out_dir} would replace {image}: choose another folder')
+def find_pictures(images: list[Path], out_dir: Path) -> dict[Path, Path]:
+    """Image -> picture, in folders as the images are where these are in several.
+
+    Raises:
+        UsageError: Where a picture would replace an image.
+    """
+    folder = common_folder(images)
+    pictures = {image: out_dir / os.path.relpath(image, folder) for image in images}
+    originals = {image.resolve() for image in images}
+    for picture in pictures.values():
+        if picture.resolve() in originals:
+            raise UsageError(f'--out-dir {out_dir} would replace {picture}: choose another folder')
+    return pictures
 
 
-def draw(cfg: Config, weights: str, images: list[Path], out_dir: Path, score_thr: float) -> None:
+def draw(cfg: Config, weights: str, pictures: dict[Path, Path], score_thr: float) -> None:
     """Write every image with the detections, or the label map, that a model finds in it."""
     if cfg.default_scope == 'mmdet':
         from mmdet.apis import inference_detector as infer
@@ -92,14 +96,14 @@ def draw(cfg: Config, weights: str, images: list[Path], out_dir: Path, score_thr
     model = load_model(cfg, weights)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = model.dataset_meta
-    for path in tqdm(images, disable=None):
+    for path, picture in tqdm(pictures.items(), disable=None):
         image = read_image(path)  # BGR (H, W, 3)
         visualizer.add_datasample(
             path.name,
             image[..., ::-1],
             infer(model, image),
             draw_gt=False,
-            out_file=str(out_dir / path.name),
+            out_file=str(picture),
             **options,
         )
 

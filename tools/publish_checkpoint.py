@@ -43,6 +43,7 @@ from mmconvneur.evaluation.names import METRICS
 from mmconvneur.utils.arguments import add_trust, one_line_errors
 from mmconvneur.utils.configs import check_data, datasets, find_config, load_config
 from mmconvneur.utils.files import write_atomically
+from mmconvneur.utils.flat import read_flat
 from mmconvneur.utils.runner import build_runner
 from mmconvneur.weights.files import locate
 from mmconvneur.weights.reading import read_checkpoint
@@ -165,12 +166,13 @@ def slim(training: dict) -> dict:
 
 def flat_config(meta: dict) -> Config:
     """The config of the training without what belongs to the machine, and with its seed."""
-    flat = Config.fromstring(meta['cfg'], '.py')
+    flat = Config(read_flat(meta['cfg']))
     if flat.get('resume'):
         flat.update(load_from=None, resume=False)
     for key in ('work_dir', 'launcher'):
         flat.pop(key, None)
     flat.randomness = dict(flat.get('randomness') or {}, seed=meta['seed'])
+    read_flat(flat.pretty_text)  # raises where a name in it would break out of its quotes
     return flat
 
 

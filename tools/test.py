@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from mmconvneur.apis.model_zoo import find_weights
 from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook
+from mmconvneur.engine.outputs import LabelMapHook, PictureHook
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
 from mmconvneur.utils.configs import check_data, load_config
@@ -38,34 +39,27 @@ def main() -> None:
     detection = cfg.default_scope == 'mmdet'
     if args.out and detection and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out {args.out}: for detection give the name of a .pkl file')
+    hooks = [LoadReportHook(complete=True), ProgressBarHook()]
     if args.show_dir:
-        show(cfg, args.show_dir)
+        hooks.append(PictureHook(args.show_dir, **drawing_options(cfg)))
+    if args.out and not detection:
+        hooks.append(LabelMapHook(args.out))
     if args.tta:
         augment(cfg)
-    if args.out and not detection:
-        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
-    runner = build_runner(cfg, args, [LoadReportHook(complete=True), ProgressBarHook()])
+    runner = build_runner(cfg, args, hooks)
     if args.out and detection:
         test_and_dump(runner, Path(args.out))
     else:
         runner.test()
 
 
-def show(cfg: Config, folder: str) -> None:
-    """Switch on the drawing hook of mmdet or mmseg."""
-    hook = cfg.default_hooks.get('visualization')
-    if hook is None:
-        raise UsageError(
-            '--show-dir needs default_hooks.visualization in the config, e.g. '
-            "dict(type='DetVisualizationHook') or dict(type='SegVisualizationHook')"
-        )
-    hook.draw = True
+def drawing_options(cfg: Config) -> dict:
+    """What the config's own drawing hook would do."""
+    hook = (cfg.get('default_hooks') or {}).get('visualization') or {}
+    options = dict(backend_args=hook.get('backend_args'))
     if cfg.default_scope == 'mmdet':
-        hook.test_out_dir = os.path.abspath(folder)  # a relative one would go under the work folder
-    else:
-        # mmseg's hook leaves the files to the backend, which appends a folder of its own.
-        cfg.visualizer.save_dir = folder
-        cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir='..')]
+        options.update(pred_score_thr=hook.get('score_thr', 0.3))
+    return options
 
 
 def augment(cfg: Config) -> None:

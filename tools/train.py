@@ -6,16 +6,18 @@ from mmconvneur.utils import environment
 
 environment.exit_unless_good()  # before the imports below can fail
 
+import os
 from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.registry import LOOPS
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmconvneur.apis.model_zoo import find_weights
-from mmconvneur.engine.checkpoints import ATOMIC, latest_checkpoint
+from mmconvneur.engine.checkpoints import ATOMIC, latest_checkpoint, read_training
 from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook, ResumeHook
-from mmconvneur.engine.loops import ResumableEpochLoop
+from mmconvneur.engine.loops import RESUMABLE
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
 from mmconvneur.utils.configs import check_data, load_config
@@ -44,14 +46,13 @@ def main() -> None:
         use_amp(cfg)
     if args.auto_scale_lr:
         scale_lr(cfg)
-    if args.resume:
-        resume(cfg, args.resume)
-    if cfg.get('load_from'):
+    if args.resume or cfg.get('resume'):
+        resume(cfg, args.resume or cfg.get('load_from') or 'auto')
+    if cfg.get('load_from') and not cfg.get('resume'):
         cfg.load_from = str(find_weights(cfg.load_from))
     if args.tensorboard:
         use_tensorboard(cfg)
-    if cfg.train_cfg.get('type') == 'EpochBasedTrainLoop' or cfg.train_cfg.pop('by_epoch', False):
-        cfg.train_cfg.type = ResumableEpochLoop.__name__
+    use_resumable_loop(cfg)
     hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
     hook.setdefault('backend_args', ATOMIC)
     runner = build_runner(cfg, args, [LoadReportHook(), ResumeHook(), ProgressBarHook()])
@@ -77,13 +78,36 @@ def scale_lr(cfg: Config) -> None:
     cfg.auto_scale_lr.enable = True
 
 
-def resume(cfg: Config, checkpoint: str) -> None:
-    if checkpoint == 'auto':
-        checkpoint = latest_checkpoint(cfg.work_dir)
-        if checkpoint is None:
-            print(f'no checkpoint in {cfg.work_dir} yet: training starts from the beginning')
-            return
+def resume(cfg: Config, source: str) -> None:
+    """Continue from a checkpoint, with the seed of its run: the order of the images needs it."""
+    auto = source == 'auto'
+    checkpoint = latest_checkpoint(*checkpoint_folders(cfg)) if auto else find_weights(source)
+    if checkpoint is None:
+        print(f'no checkpoint in {cfg.work_dir} yet: training starts from the beginning')
+        cfg.resume = False
+        return
+    meta = read_training(checkpoint)['meta']
+    if meta.get('seed') is not None:
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=meta['seed'])
     cfg.resume, cfg.load_from = True, str(checkpoint)
+
+
+def checkpoint_folders(cfg: Config) -> list[str]:
+    """Where this run writes checkpoints: the work folder, and what MMEngine makes of out_dir."""
+    out_dir = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('out_dir')
+    name = os.path.basename(cfg.work_dir.rstrip(os.sep))
+    return [cfg.work_dir, *([os.path.join(out_dir, name)] if out_dir else [])]
+
+
+def use_resumable_loop(cfg: Config) -> None:
+    """Replace MMEngine's training loops, named in any way, by those that can be resumed."""
+    loop = cfg.train_cfg.get('type')
+    if loop is None and 'by_epoch' in cfg.train_cfg:
+        loop = EpochBasedTrainLoop if cfg.train_cfg.pop('by_epoch') else IterBasedTrainLoop
+        cfg.train_cfg.type = loop.__name__
+    loop = LOOPS.get(loop) if isinstance(loop, str) else loop
+    if loop in RESUMABLE:
+        cfg.train_cfg.type = RESUMABLE[loop].__name__
 
 
 def use_tensorboard(cfg: Config) -> None:

@@ -21,7 +21,6 @@ from mmconvneur.utils.configs import load_config
 from mmconvneur.visualization import ReceptiveField, Taps, capture, effective_receptive_field
 from mmconvneur.visualization.drawing import Backdrop
 from mmconvneur.visualization.page import pictures, save, write_page
-from mmconvneur.weights.reading import load_safely
 
 
 @one_line_errors
@@ -48,7 +47,6 @@ def main() -> None:
         raise UsageError(f'--dpi {args.dpi}: give a positive number, 200 by default')
     image = read_image(args.image)[..., ::-1]  # BGR -> RGB
     pixels = find_pixels(args.pixel, image.shape)
-    load_safely(args.trust_checkpoint)
     model = load_model(cfg, str(weights))
     inputs, scale = preprocess(model, cfg, args.image)
     backdrop = Backdrop(image, scale, tuple(inputs.shape[-2:]))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend, register_backend
 
+from ..errors import UsageError
 from ..utils.files import write_atomically
-from ..weights.containers import is_checkpoint
+from ..weights.reading import read_checkpoint
 
 ATOMIC = dict(backend='mmconvneur_atomic')
 RESUME_FILE = 'resume.pth'
+VALIDATION_FILE = 'last_validation'
 
 
 class AtomicBackend(LocalBackend):
@@ -23,12 +27,54 @@ class AtomicBackend(LocalBackend):
 register_backend(ATOMIC['backend'], AtomicBackend, force=True)
 
 
-def latest_checkpoint(work_dir: str | Path) -> Path | None:
-    """The newest checkpoint that training can continue from, or ``None``.
+def read_training(path: str | Path, trust: bool | None = None) -> dict:
+    """A checkpoint that training can continue from, with its tensors left on the disk.
 
-    MMEngine's ``last_checkpoint`` file names one too, but a kill can leave it empty. The best
-    checkpoints (``best_*``) hold no optimizer, so they are no candidates.
+    Raises:
+        UsageError: If it cannot be read, or holds no optimizer (published weights, ``best_*``).
     """
-    names = ('epoch_*.pth', 'iter_*.pth', RESUME_FILE)
-    found = [path for name in names for path in Path(work_dir).glob(name) if is_checkpoint(path)]
-    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+    checkpoint = read_checkpoint(path, trust, on_disk=True)
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, dict) or not {'epoch', 'iter'} <= meta.keys():
+        raise UsageError(
+            f'checkpoint {path} holds no state of a training: give one that tools/train.py wrote; '
+            f'to start a new run from these weights, use --cfg-options load_from={path}'
+        )
+    if not {'optimizer', 'message_hub'} <= checkpoint.keys():
+        raise UsageError(
+            f'checkpoint {path}, of iteration {meta["iter"]}, holds no optimizer '
+            '(the best_* files have none): resume from another of the run; to start a new run '
+            f'from these weights, use --cfg-options load_from={path}'
+        )
+    return checkpoint
+
+
+def latest_checkpoint(*folders: str | Path) -> Path | None:
+    """The newest checkpoint in the folders that training can continue from, or ``None``.
+
+    The newest is the one that was written last, which is in the file: its date changes when it is
+    copied. MMEngine's ``last_checkpoint`` names one too, but a kill can leave it empty.
+    """
+    found = {}
+    for path in [path for folder in folders for path in sorted(Path(folder).glob('*.pth'))]:
+        try:
+            meta = read_training(path)['meta']
+        except UsageError as error:
+            if not path.name.startswith('best_'):
+                print(f'--resume passes over {path}: {error}', file=sys.stderr)
+            continue
+        found[path] = meta.get('saved', 0), meta['iter'], meta['epoch']
+    return max(found, key=found.get, default=None)
+
+
+# ------------------------------------------------------------------------------------- validations
+def note_validation(work_dir: str | Path, iteration: int) -> None:
+    """Keep the number of iterations that the last complete validation followed."""
+    if is_main_process():
+        write_atomically(Path(work_dir) / VALIDATION_FILE, str(iteration))
+
+
+def last_validation(work_dir: str | Path) -> int:
+    """What :func:`note_validation` kept, or 0."""
+    path = Path(work_dir) / VALIDATION_FILE
+    return int(path.read_text()) if path.is_file() else 0

@@ -6,12 +6,17 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import torch
-from mmengine.dist import all_reduce
+from mmengine.dist import all_reduce, broadcast_object_list
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -20,65 +25,113 @@ from ..errors import UsageError
 from ..registry import HOOKS
 from ..weights.loading import check_heads
 from ..weights.trunk import describe, take_out
-from .checkpoints import ATOMIC, RESUME_FILE
+from .checkpoints import ATOMIC, RESUME_FILE, last_validation, note_validation
 from .loops import EPOCH_POSITION
 
 AGREE_EVERY = 10  # iterations: agreeing makes a GPU wait for its queue
+REPEATED_WITHIN = 2.0  # seconds
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def heed_the_loader_alone(init: Callable[[int], None], worker: int) -> None:
+    """Start a loader worker that a signal to the whole process group does not end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, 'sigwaitinfo'):  # not on macOS, where SIGTERM to the group ends workers
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=end_with_the_loader, daemon=True).start()
+    init(worker)
+
+
+def end_with_the_loader() -> None:
+    """Wait for the SIGTERM of the process that loads, and end without clean-up as PyTorch does."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 @HOOKS.register_module()
 class ResumeHook(Hook):
-    """Keeps ``resume.pth`` in the work folder: every ``interval`` iterations, and on a signal.
+    """Keeps ``resume.pth`` in the work folder: every ``interval`` iterations, before a validation,
+    and on a signal.
 
-    Ctrl-C (SIGINT), or SIGTERM to the main process, ends the run after the current iteration, with
-    exit status 128 + the signal's number; a second one ends it at once. Several processes stop
-    together, at the next multiple of 10 iterations. After SIGKILL, and after a SIGTERM that also
-    hits the loader workers (PyTorch ends them at once), at most ``interval`` iterations are lost.
+    Ctrl-C (SIGINT) or SIGTERM, to the main process or to all, ends the run after the current
+    iteration, with exit status 128 + the signal's number; one more after two seconds ends it at
+    once. Several processes stop together, at the next multiple of 10 iterations. Where gradients
+    are accumulated, a run is saved and stops at the next step of the optimizer. After SIGKILL at
+    most ``interval`` iterations are lost.
     """
 
     priority = 'LOWEST'  # after the schedulers and MMEngine's own checkpoint
 
     def __init__(self, interval: int = 1000) -> None:
         self.interval = interval
-        self._received = 0
+        self._received = self._agreed = 0
+        self._due = False
+        self._saved = None
 
     def before_train(self, runner: Runner) -> None:
-        self._pid = os.getpid()
+        note_validation(runner.work_dir, min(runner.iter, last_validation(runner.work_dir)))
+        loops = [runner.train_loop, runner.val_loop]
+        for loader in [loop.dataloader for loop in loops if loop is not None]:
+            loader.worker_init_fn = partial(heed_the_loader_alone, loader.worker_init_fn)
         self._logger = runner.logger
-        self._previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def after_train_iter(self, runner: Runner, batch_idx: int, **kwargs) -> None:
-        number = self._agreed_signal(runner)
-        if number or self.every_n_train_iters(runner, self.interval):
+        self._due = self._due or self.every_n_train_iters(runner, self.interval)
+        self._agree(runner, runner.iter + 1)
+        # What was accumulated since the last step of the optimizer is in no checkpoint.
+        if (self._due or self._agreed) and stepped(runner.optim_wrapper):
             self._save(runner, runner.iter + 1, batch_idx + 1)
-        if number:
-            self._stop(number)
+            self._due = False
+            self._stop_if_agreed()
 
-    def after_val_iter(self, runner: Runner, **kwargs) -> None:
-        if self._received and runner.world_size == 1:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        if 'optimizer' in checkpoint:  # not one of the best_* files
+            checkpoint['meta']['saved'] = time.time()
+            self._saved = checkpoint['meta']['iter']
+
+    def before_val(self, runner: Runner) -> None:
+        # During a validation it is too late: EMAHook has exchanged the weights.
+        saved = [self._saved]
+        broadcast_object_list(saved)
+        if saved[0] != runner.iter and stepped(runner.optim_wrapper):
             self._save(runner, runner.iter, 0)
-            self._stop(self._received)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        shortest = torch.tensor(len(runner.val_dataloader))
+        all_reduce(shortest, 'min')
+        self._shortest = shortest.item()
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, **kwargs) -> None:
+        if batch_idx < self._shortest:
+            self._agree(runner, batch_idx + 1)
+        if stepped(runner.optim_wrapper):
+            self._stop_if_agreed()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        note_validation(runner.work_dir, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
         self._restore_handlers()
 
-    def _agreed_signal(self, runner: Runner) -> int:
-        """The signal to stop for, the same in all processes: one alone would leave them hanging."""
+    def _agree(self, runner: Runner, done: int) -> None:
+        """Find the signal to stop for, the same in all processes: one alone would leave them
+        hanging."""
         if runner.world_size == 1:
-            return self._received
-        if not self.every_n_train_iters(runner, AGREE_EVERY):
-            return 0
-        number = torch.tensor(self._received)
-        all_reduce(number, 'max')
-        return int(number)
+            self._agreed = self._received
+        elif done % AGREE_EVERY == 0:
+            number = torch.tensor(self._received)
+            all_reduce(number, 'max')
+            self._agreed = self._agreed or int(number)
 
     def _note(self, number: int, frame: object) -> None:
-        # Loader workers inherit the handler of SIGINT, and go on until the main process ends them.
-        self._received = number
-        self._restore_handlers()
-        if os.getpid() == self._pid:
+        # torchrun and timeout pass on a signal that has already reached the whole group.
+        if self._received and time.monotonic() - self._since > REPEATED_WITHIN:
+            self._restore_handlers()
+            signal.raise_signal(number)
+        elif not self._received:
+            self._received, self._since = number, time.monotonic()
             self._logger.warning('Stopping after this iteration; once more to stop at once.')
 
     def _restore_handlers(self) -> None:
@@ -98,9 +151,15 @@ class ResumeHook(Hook):
             backend_args=ATOMIC,
         )
 
-    def _stop(self, number: int) -> None:
-        self._logger.warning('Stopped: continue with the same command and --resume.')
-        raise SystemExit(128 + number)
+    def _stop_if_agreed(self) -> None:
+        if self._agreed:
+            self._logger.warning('Stopped: continue with the same command and --resume.')
+            raise SystemExit(128 + self._agreed)
+
+
+def stepped(optim_wrapper: OptimWrapper | OptimWrapperDict) -> bool:
+    """Whether the last iteration ended in a step of the optimizer: no gradient waits for more."""
+    return not isinstance(optim_wrapper, OptimWrapper) or optim_wrapper.should_update()
 
 
 @HOOKS.register_module()

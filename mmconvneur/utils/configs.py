@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from ..errors import UsageError
 from ..models.backbones.base import StagedBackbone, resolve_out_indices
+from ..weights.reading import load_safely
 from .files import HOME
 
 SHIPPED = HOME / 'configs'
@@ -28,9 +29,12 @@ OTHER_KEYS = {'auto_scale_lr', 'runner_type', 'strategy', 'tta_model', 'tta_pipe
 def load_config(args: argparse.Namespace) -> Config:
     """The config of ``args.config``, overridden by the command line, one family throughout.
 
+    From here on files are read without running code from them, unless ``args.trust_checkpoint``.
+
     Raises:
         UsageError: If it does not exist, cannot be read, or mixes detection and segmentation.
     """
+    load_safely(getattr(args, 'trust_checkpoint', False))
     path = find_config(args.config)
     try:
         cfg = Config.fromfile(path)

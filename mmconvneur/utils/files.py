@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 HOME = Path(__file__).parents[1] / '.mim'  # links in a checkout, the files themselves in a wheel
+
+
+def common_folder(paths: Iterable[str | Path]) -> str:
+    """The deepest folder that holds all files."""
+    return os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
 
 
 def write_atomically(path: str | Path, content: bytes | str) -> None:

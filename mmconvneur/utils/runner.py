@@ -16,7 +16,6 @@ from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 
 from ..errors import UsageError
-from ..weights.reading import load_safely
 
 # A line for each parameter with options of its own, and what upstream means to change some day.
 FOR_THE_FILE = re.compile(r'paramwise_options -- |will be deprecated in future')
@@ -42,7 +41,6 @@ def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Ru
             type=CPUDistributedDataParallel.__name__,
             find_unused_parameters=cfg.get('find_unused_parameters', False),
         )
-    load_safely(args.trust_checkpoint)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     quieten(runner.logger)
     for hook in hooks:

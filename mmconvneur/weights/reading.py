@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO, TextIO
 from urllib.parse import urljoin
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
+import yaml
+from mmengine.fileio import PickleHandler, YamlHandler, register_handler
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..errors import UsageError
@@ -28,7 +35,7 @@ WRAPPERS = (
 )
 
 
-def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
+def read_checkpoint(source: str | Path, trust: bool | None = None, on_disk: bool = False) -> dict:
     """A checkpoint file as it is, on the CPU.
 
     Args:
@@ -37,6 +44,7 @@ def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
             hash in its name is verified.
         trust: Unpickle whatever the file holds. It can then run any code. Default: no, or what
             :func:`load_safely` was given.
+        on_disk: Read a tensor of a ``.pth`` file from the disk only when it is used.
 
     Raises:
         UsageError: If the file does not exist, cannot be downloaded, is damaged or holds objects
@@ -50,7 +58,12 @@ def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
     trust = _trusted if trust is None else trust
     try:
         with torch.serialization.safe_globals(ALLOWED):
-            checkpoint = torch.load(path, map_location='cpu', weights_only=not trust)
+            checkpoint = torch.load(
+                path,
+                map_location='cpu',
+                weights_only=not trust,
+                mmap=on_disk and is_zipfile(path),
+            )
     except pickle.UnpicklingError as error:
         name = FOREIGN_OBJECT.search(str(error))
         raise UsageError(
@@ -85,17 +98,25 @@ def _method_of_history(owner: type, name: str) -> object:
     return getattr(owner, name)
 
 
-# What training checkpoints hold beside tensors and plain Python: the buffers of MMEngine's log, and
-# NumPy's numbers, which NumPy 1 wrote under another name.
-_RECONSTRUCT, _SCALAR = np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+# How arrays and NumPy's numbers are restored; NumPy 1 wrote these functions under another name.
+_ARRAY, _NUMBER = np.empty(1), np.float64(0)
+NUMPY = {
+    f'numpy.{core}.{name}': made.__reduce_ex__(protocol)[0]
+    for core in ('core', '_core')
+    for name, made, protocol in (
+        ('multiarray._reconstruct', _ARRAY, 2),
+        ('multiarray.scalar', _NUMBER, 2),
+        ('numeric._frombuffer', _ARRAY, 5),
+    )
+}
+# What training checkpoints hold beside tensors and plain Python: arrays and MMEngine's log buffers.
 ALLOWED = [
     HistoryBuffer,
     (_method_of_history, 'builtins.getattr'),
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in '?' + np.typecodes['AllInteger'] + np.typecodes['Float']},
-    *((_RECONSTRUCT, f'numpy.{core}.multiarray._reconstruct') for core in ('core', '_core')),
-    *((_SCALAR, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')),
+    *((function, name) for name, function in NUMPY.items()),
 ]
 
 
@@ -117,13 +138,69 @@ def read_state_dict(source: str | Path, trust: bool | None = None) -> dict[str, 
     return tensors
 
 
+# ------------------------------------------------------------------------- what MMEngine reads
+def _latin1(text: str, encoding: str) -> bytes:
+    """How pickles of protocol 2 write bytes, without the other codecs."""
+    return text.encode('latin1')
+
+
+def _storage(content: bytes) -> object:
+    """What a tensor in a pickle is made of, which PyTorch itself would unpickle."""
+    return torch.load(io.BytesIO(content), weights_only=True)
+
+
+# What pickles of annotations, proposals and predictions hold beside plain Python.
+PICKLED = {
+    **NUMPY,
+    **{
+        f'{owner.__module__}.{owner.__qualname__}': owner
+        for owner in (
+            *(set, frozenset, slice, complex, bytearray, OrderedDict, InstanceData),
+            *(np.ndarray, np.dtype, torch.Size, torch.device),
+        )
+    },
+    'torch._utils._rebuild_tensor_v2': torch._utils._rebuild_tensor_v2,
+    'torch.storage._load_from_bytes': _storage,
+    '_codecs.encode': _latin1,
+}
+
+
+class SafeUnpickler(pickle.Unpickler):
+    """Restores plain Python, arrays, tensors and mmdet's instances."""
+
+    def find_class(self, module: str, name: str) -> object:
+        module = 'builtins' if module == '__builtin__' else module  # as protocol 2 calls it
+        name = f'{module}.{name}'
+        if name not in PICKLED:
+            raise UsageError(
+                f'a pickle holds more than arrays and plain values ({name}), and reading that can '
+                'run any code: if you trust its source, add --trust-checkpoint'
+            )
+        return PICKLED[name]
+
+
+class SafePickleHandler(PickleHandler):
+    """MMEngine's pickles, read without running code."""
+
+    def load_from_fileobj(self, file: BinaryIO, **kwargs) -> object:
+        return SafeUnpickler(file, **kwargs).load()
+
+
+class SafeYamlHandler(YamlHandler):
+    """MMEngine's YAML, without the tags that name Python's functions."""
+
+    def load_from_fileobj(self, file: TextIO, **kwargs) -> object:
+        return yaml.safe_load(file)
+
+
 _trusted = False
 
 
 def load_safely(trust: bool) -> None:
-    """Make everything in this process read checkpoints without running code from them.
+    """Make MMEngine in this process read checkpoints, pickles and YAML without running code.
 
-    MMEngine itself falls back to full unpickling, with a warning, where safe reading fails.
+    MMEngine itself falls back to full unpickling, with a warning, where safe reading fails. It also
+    runs the text under ``meta['config']`` of a checkpoint that it resumes, so that goes.
 
     Args:
         trust: Read whatever a file holds instead.
@@ -134,6 +211,11 @@ def load_safely(trust: bool) -> None:
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '0' if trust else '1'
 
     def load_from_safe_reader(filename: str, map_location: str | None = None) -> dict:
-        return read_checkpoint(filename)
+        checkpoint = read_checkpoint(filename)
+        if not trust and isinstance(checkpoint.get('meta'), dict):
+            checkpoint['meta'].pop('config', None)
+        return checkpoint
 
     CheckpointLoader.register_scheme(['', *SCHEMES], load_from_safe_reader, force=True)
+    register_handler(['pickle', 'pkl'])(PickleHandler if trust else SafePickleHandler)
+    register_handler(['yaml', 'yml'])(YamlHandler if trust else SafeYamlHandler)

@@ -1,0 +1,75 @@
+"""Batches that are the same in a run that was resumed and in one that never stopped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import partial
+from itertools import count, islice
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from torch.utils.data import DataLoader, Dataset
+
+
+def seed_of(*key: int) -> int:
+    """A seed below 2^32 that is independent for every tuple of numbers."""
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
+
+
+def load(dataset: Dataset, samples: list[tuple[tuple[int, ...], int]]) -> list:
+    """The samples of a batch, each drawn from the random state that its key gives."""
+    loaded = []
+    for key, index in samples:
+        seed = seed_of(*key)
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed asks for GPUs each time
+        loaded.append(dataset[index])
+    return loaded
+
+
+class RepeatableBatches:
+    """The batches of a loader's batch sampler, from any place on, with a key for every sample.
+
+    The key is (seed, rank, number of the batch in the run, place in the batch). What the
+    augmentation of a sample draws follows from it alone, not from what was loaded before it and by
+    which worker. Batches before the place are counted, not loaded.
+
+    Args:
+        loader: It is made to use these batches; its data set must be map-style.
+        seed: Of the run.
+        endless: Start over when the sampler ends, as iteration-based loops do.
+    """
+
+    def __init__(self, loader: DataLoader, seed: int, endless: bool = False) -> None:
+        self.batches, self.sampler = loader.batch_sampler, loader.batch_sampler.sampler
+        self.key = (seed, get_rank())
+        self.endless = endless
+        self.start_at(0)
+        # PyTorch hands a whole batch to __getitems__ where a data set has it. A DataLoader refuses
+        # to have its batch sampler replaced, as an iterator would not notice: there is none yet.
+        loader.dataset.__getitems__ = partial(load, loader.dataset)
+        vars(loader)['batch_sampler'] = self
+
+    def start_at(self, first: int, skipped: int = 0) -> None:
+        """Number of the first batch of the next pass in the run, and how many of it to skip."""
+        self.first, self.skipped = first, skipped
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[tuple[int, ...], int]]]:
+        numbered = enumerate(self._passes(), self.first)
+        for number, batch in islice(numbered, self.skipped, None):
+            yield [((*self.key, number, place), index) for place, index in enumerate(batch)]
+
+    def _passes(self) -> Iterator[list[int]]:
+        if not self.endless:
+            yield from self.batches
+            return
+        for epoch in count():
+            if hasattr(self.sampler, 'set_epoch'):
+                self.sampler.set_epoch(epoch)
+            yield from self.batches

@@ -1,0 +1,73 @@
+"""What a test keeps for every image, under the image's name and in its folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from mmengine.fileio import get
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+
+from ..registry import HOOKS
+from ..utils.files import common_folder
+
+
+class PerImageHook(Hook):
+    """Writes a file for every tested image to ``folder``.
+
+    Where the images are in several folders, the files are in folders of the same names.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def before_test(self, runner: Runner) -> None:
+        dataset = runner.test_dataloader.dataset
+        self._images = common_folder(
+            dataset.get_data_info(index)['img_path'] for index in range(len(dataset))
+        )
+
+    def after_test_iter(self, runner: Runner, outputs: list[BaseDataElement], **kwargs) -> None:
+        for sample in outputs:
+            name = os.path.relpath(os.path.abspath(sample.img_path), self._images)
+            self.write(runner, sample, self.folder / name)
+
+    def write(self, runner: Runner, sample: BaseDataElement, path: Path) -> None:
+        raise NotImplementedError
+
+
+@HOOKS.register_module()
+class PictureHook(PerImageHook):
+    """Draws ground truth beside predictions, with the runner's visualizer.
+
+    Args:
+        folder: Where to.
+        backend_args: Of the images' storage, as for MMEngine's readers.
+        **options: Of the visualizer's ``add_datasample``.
+    """
+
+    def __init__(self, folder: str | Path, backend_args: dict | None = None, **options) -> None:
+        super().__init__(folder)
+        self.backend_args, self.options = backend_args, options
+
+    def write(self, runner: Runner, sample: BaseDataElement, path: Path) -> None:
+        content = get(sample.img_path, backend_args=self.backend_args)
+        image = mmcv.imfrombytes(content, channel_order='rgb')
+        runner.visualizer.add_datasample(
+            path.name, image, sample, out_file=str(path), **self.options
+        )
+
+
+@HOOKS.register_module()
+class LabelMapHook(PerImageHook):
+    """Writes the predicted label maps as PNG files, in the numbers of the annotation."""
+
+    def write(self, runner: Runner, sample: BaseDataElement, path: Path) -> None:
+        labels = sample.pred_sem_seg.data.squeeze(0).cpu().numpy()  # (H, W)
+        if sample.get('reduce_zero_label', False):
+            labels = labels + 1
+        mmcv.imwrite(labels.astype(np.uint8), str(path.with_suffix('.png')))
