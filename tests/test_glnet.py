@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.models import GLNet
 from mmconvneur.models.backbones.glnet import ARCHS
-from mmconvneur.utils.configs import check_widths
 from mmconvneur.weights import recognise
 from mmconvneur.weights.glnet import own_name, own_shape
 from mmconvneur.weights.loading import check_heads, fit_state_dict
@@ -357,13 +356,6 @@ def test_what_does_not_fit_is_refused_in_one_line(make, problem):
     with pytest.raises(UsageError, match=problem) as error:
         GLNet(narrow('stl')).load_state_dict(make())
     assert '\n' not in str(error.value)
-
-
-def test_necks_for_other_widths_are_named():
-    cfg = Config(dict(model=dict(backbone=dict(type='mmconvneur.GLNet', arch='4g'),
-                                 neck=dict(in_channels=[96, 192, 384, 768]))))  # fmt: skip
-    with pytest.raises(UsageError, match=r'the backbone gives \[64, 128, 256, 512\]'):
-        check_widths(cfg)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS, LOOPS, OPTIM_WRAPPERS
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmconvneur.apis.model_zoo import find_weights
 from mmconvneur.engine.checkpoints import ATOMIC, latest_checkpoint
@@ -18,7 +21,14 @@ from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook, ResumeHook
 from mmconvneur.engine.loops import ResumableEpochLoop
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
-from mmconvneur.utils.configs import check_data, load_config
+from mmconvneur.utils.configs import (
+    check_data,
+    is_subclass,
+    load_config,
+    resolve,
+    scope_of,
+    type_name,
+)
 from mmconvneur.utils.runner import build_runner, set_work_dir
 
 
@@ -50,10 +60,13 @@ def main() -> None:
         cfg.load_from = str(find_weights(cfg.load_from))
     if args.tensorboard:
         use_tensorboard(cfg)
-    if cfg.train_cfg.get('type') == 'EpochBasedTrainLoop' or cfg.train_cfg.pop('by_epoch', False):
+    loop = resolve(LOOPS, cfg.train_cfg.get('type'), scope_of(cfg))
+    if loop is EpochBasedTrainLoop or cfg.train_cfg.pop('by_epoch', False):
         cfg.train_cfg.type = ResumableEpochLoop.__name__
-    hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
-    hook.setdefault('backend_args', ATOMIC)
+    cfg.default_hooks = hooks = cfg.get('default_hooks') or {}
+    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    if hook and is_subclass(resolve(HOOKS, hook['type'], scope_of(cfg)), CheckpointHook):
+        hook.setdefault('backend_args', ATOMIC)
     runner = build_runner(cfg, args, [LoadReportHook(), ResumeHook(), ProgressBarHook()])
     warn_of_batch_size(runner, cfg)
     runner.train()
@@ -62,12 +75,15 @@ def main() -> None:
 def use_amp(cfg: Config) -> None:
     if not torch.cuda.is_available():
         raise UsageError('--amp needs a GPU that PyTorch can use: leave it out to train on the CPU')
-    wrapper = cfg.optim_wrapper.setdefault('type', 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+    cfg.optim_wrapper.setdefault('type', 'OptimWrapper')
+    wrapper = resolve(OPTIM_WRAPPERS, cfg.optim_wrapper.type, scope_of(cfg))
+    if wrapper is OptimWrapper:
+        cfg.optim_wrapper.type = AmpOptimWrapper.__name__
+    elif not is_subclass(wrapper, AmpOptimWrapper):
         raise UsageError(
-            f'--amp replaces OptimWrapper, but the config has {wrapper}: drop one of them'
+            f'--amp replaces OptimWrapper, but the config has {type_name(cfg.optim_wrapper)}: '
+            'drop one of them'
         )
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
@@ -89,7 +105,9 @@ def resume(cfg: Config, checkpoint: str) -> None:
 def use_tensorboard(cfg: Config) -> None:
     if find_spec('tensorboard') is None:
         raise UsageError('--tensorboard needs TensorBoard: pip install tensorboard')
-    cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend'))
+    cfg.visualizer = cfg.get('visualizer') or dict(type='Visualizer')
+    backends = cfg.visualizer.get('vis_backends') or []
+    cfg.visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
 
 
 def warn_of_batch_size(runner: Runner, cfg: Config) -> None:

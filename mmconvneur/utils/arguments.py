@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,9 @@ from collections.abc import Callable
 from mmengine.config import DictAction
 
 from ..errors import UsageError
+from .widths import width_problem
+
+BLANK = '\ue000'  # of the private use area: no option has it
 
 
 def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -39,6 +43,8 @@ def usage_message(error: BaseException | None) -> str | None:
             message = str(error)
         elif isinstance(error, (KeyError, TypeError)) and raised_by_registry(error):
             message = f'{error.args[0]}: check the spelling of this type or option in the config'
+            if 'unexpected keyword' in message:
+                message += ', or put _delete_=True beside type to drop the options of another type'
         elif isinstance(error, pickle.UnpicklingError) and message is None:
             message = (
                 'a checkpoint holds more than tensors, and reading that can run any code: '
@@ -46,6 +52,13 @@ def usage_message(error: BaseException | None) -> str | None:
             )
         elif isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
             message = f'{error.filename}: {error.strerror}'
+        elif isinstance(error, ImportError) and error.name:
+            message = (
+                f'{error}: if {error.name} is not yours to write, install it; '
+                '`python -m mmconvneur.utils.environment` examines the mm packages'
+            )
+        elif isinstance(error, RuntimeError) and (problem := width_problem(error)):
+            message = f'{problem}: change one of them'
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return message
 
@@ -76,6 +89,22 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class Options(DictAction):
+    """MMEngine's action, but the blanks inside of values stay: paths and class names have them."""
+
+    @staticmethod
+    def _parse_iterable(value: str) -> object:
+        # Only the blanks around the entries of a list are to go.
+        entries = re.sub(r'(?<=[\[(,]) +| +(?=[\]),])', '', value)
+
+        def restored(parsed: object) -> object:
+            if isinstance(parsed, (list, tuple)):
+                return type(parsed)(map(restored, parsed))
+            return parsed.replace(BLANK, ' ') if isinstance(parsed, str) else parsed
+
+        return restored(DictAction._parse_iterable(entries.replace(' ', BLANK)))
+
+
 def config_parser(description: str) -> argparse.ArgumentParser:
     """Arguments of every tool that reads a config."""
     parser = argparse.ArgumentParser(description=description)
@@ -83,7 +112,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Options,
         default={},
         help='key=value, ...',
     )
