@@ -11,18 +11,14 @@ from copy import deepcopy
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
 
 from mmconvneur.apis.model_zoo import find_weights
-from mmconvneur.engine.hooks import LoadReportHook, PredictionsHook, ProgressBarHook
+from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
-from mmconvneur.utils.configs import check_data, datasets, family, load_config
+from mmconvneur.utils.configs import check_data, datasets, load_config
 from mmconvneur.utils.runner import build_runner, set_work_dir
-
-DRAWING = {  # hook and visualizer
-    'mmdet': ('mmdet.DetVisualizationHook', 'mmdet.DetLocalVisualizer'),
-    'mmseg': ('mmseg.SegVisualizationHook', 'mmseg.SegLocalVisualizer'),
-}
 
 
 @one_line_errors
@@ -39,71 +35,72 @@ def main() -> None:
     set_work_dir(cfg, args)
     check_data(cfg, 'test')
     cfg.load_from, cfg.resume = str(find_weights(args.checkpoint)), False
-    scope = family(cfg)
-    if scope is None and (args.out or args.show_dir or args.tta):
-        raise UsageError('--out, --show-dir and --tta need a model of mmdet or of mmseg')
-    if args.out and scope == 'mmdet' and not args.out.endswith(('.pkl', '.pickle')):
+    detection = cfg.default_scope == 'mmdet'
+    if args.out and detection and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out {args.out}: for detection give the name of a .pkl file')
     if args.show_dir:
-        show(cfg, scope, args.show_dir)
+        show(cfg, args.show_dir)
     if args.tta:
-        augment(cfg, scope)
-    hooks = [LoadReportHook(complete=True), ProgressBarHook()]
-    if not args.out:
-        build_runner(cfg, args, hooks).test()
-    elif scope == 'mmdet':
-        from mmdet.evaluation import DumpDetResults
-
-        # With run-length encoded masks. It takes no other suffix.
-        partial = Path(args.out).with_suffix('.partial.pkl')
-        runner = build_runner(cfg, args, [*hooks, PredictionsHook(DumpDetResults(str(partial)))])
-        runner.test()
-        if runner.rank == 0:
-            os.replace(partial, args.out)
+        augment(cfg)
+    if args.out and not detection:
+        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+    runner = build_runner(cfg, args, [LoadReportHook(complete=True), ProgressBarHook()])
+    if args.out and detection:
+        test_and_dump(runner, Path(args.out))
     else:
-        from mmseg.evaluation import IoUMetric
-
-        writer = PredictionsHook(IoUMetric(output_dir=args.out, format_only=True))
-        build_runner(cfg, args, [*hooks, writer]).test()
+        runner.test()
 
 
-def show(cfg: Config, scope: str, folder: str) -> None:
+def show(cfg: Config, folder: str) -> None:
     """Switch on the drawing hook of mmdet or mmseg."""
-    hook, visualizer = DRAWING[scope]
-    cfg.default_hooks = cfg.get('default_hooks') or {}
-    hook = cfg.default_hooks.get('visualization') or dict(type=hook)
-    cfg.visualizer = cfg.get('visualizer') or dict(type=visualizer)
-    cfg.default_hooks.visualization = dict(hook, draw=True)
-    if scope == 'mmdet':
-        # A relative one would go under the work folder.
-        cfg.default_hooks.visualization.test_out_dir = os.path.abspath(folder)
+    hook = cfg.default_hooks.get('visualization')
+    if hook is None:
+        raise UsageError(
+            '--show-dir needs default_hooks.visualization in the config, e.g. '
+            "dict(type='DetVisualizationHook') or dict(type='SegVisualizationHook')"
+        )
+    hook.draw = True
+    if cfg.default_scope == 'mmdet':
+        hook.test_out_dir = os.path.abspath(folder)  # a relative one would go under the work folder
     else:
         # mmseg's hook leaves the files to the backend, which appends a folder of its own.
         cfg.visualizer.save_dir = folder
         cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir='..')]
 
 
-def augment(cfg: Config, scope: str) -> None:
+def augment(cfg: Config) -> None:
     """Wrap the model for test-time augmentation: as the config says, else a horizontal flip."""
+    detection = cfg.default_scope == 'mmdet'
     if 'tta_model' not in cfg:
-        if scope == 'mmdet':
+        if detection:
             import mmconvneur.evaluation.tta  # noqa: F401  registers InstanceTTAModel; needs mmdet
 
             nms = dict(type='nms', iou_threshold=0.5)
             cfg.tta_model = dict(type='InstanceTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
         else:
-            cfg.tta_model = dict(type='mmseg.SegTTAModel')
+            cfg.tta_model = dict(type='SegTTAModel')
     for dataset in datasets(cfg.test_dataloader):
-        dataset.pipeline = cfg.get('tta_pipeline') or flipped(dataset.pipeline, scope)
+        dataset.pipeline = cfg.get('tta_pipeline') or flipped(dataset.pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
-def flipped(pipeline: list[dict], scope: str) -> list[dict]:
+def flipped(pipeline: list[dict]) -> list[dict]:
     """A test pipeline that gives an image and its mirror image."""
     *steps, pack = deepcopy(pipeline)
     pack.pop('meta_keys', None)  # the defaults hold the flip
-    flips = [dict(type=f'{scope}.RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
     return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+
+
+def test_and_dump(runner: Runner, out: Path) -> None:
+    """Evaluate, and keep the detections with run-length encoded masks."""
+    from mmdet.evaluation import DumpDetResults
+
+    partial = out.with_suffix('.partial.pkl')
+    runner.test_evaluator.metrics.append(DumpDetResults(str(partial)))
+    runner.test()
+    if runner.rank == 0:
+        os.replace(partial, out)
 
 
 if __name__ == '__main__':

@@ -63,8 +63,9 @@ def main() -> None:
     loop = resolve(LOOPS, cfg.train_cfg.get('type'), scope_of(cfg))
     if loop is EpochBasedTrainLoop or cfg.train_cfg.pop('by_epoch', False):
         cfg.train_cfg.type = ResumableEpochLoop.__name__
-    cfg.default_hooks = hooks = cfg.get('default_hooks') or {}
-    hook = hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    cfg.default_hooks = cfg.get('default_hooks') or {}
+    cfg.default_hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    hook = cfg.default_hooks.checkpoint  # None switches it off
     if hook and is_subclass(resolve(HOOKS, hook['type'], scope_of(cfg)), CheckpointHook):
         hook.setdefault('backend_args', ATOMIC)
     runner = build_runner(cfg, args, [LoadReportHook(), ResumeHook(), ProgressBarHook()])
@@ -105,7 +106,7 @@ def resume(cfg: Config, checkpoint: str) -> None:
 def use_tensorboard(cfg: Config) -> None:
     if find_spec('tensorboard') is None:
         raise UsageError('--tensorboard needs TensorBoard: pip install tensorboard')
-    cfg.visualizer = cfg.get('visualizer') or dict(type='Visualizer')
+    cfg.visualizer = cfg.get('visualizer') or dict(type='Visualizer')  # of no family
     backends = cfg.visualizer.get('vis_backends') or []
     cfg.visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
 

@@ -37,9 +37,12 @@ def load_model(cfg: Config, weights: str) -> nn.Module:
     model = revert_sync_batchnorm(MODELS.build(parts))
     checkpoint = load_checkpoint(model, weights, map_location='cpu')
     check_heads(model, read_state_dict(weights), complete=True)
-    model.dataset_meta = checkpoint.get('meta', {}).get('dataset_meta')
-    if not model.dataset_meta:
-        model.dataset_meta = DATASETS.build(dict(_test_data(cfg), lazy_init=True)).metainfo
+    meta = checkpoint.get('meta', {}).get('dataset_meta')
+    if not meta:
+        meta = DATASETS.build(dict(_test_data(cfg), lazy_init=True)).metainfo
+    model.dataset_meta = dict(meta)
+    if isinstance(meta.get('palette'), list):  # mmdet takes a list for several colours
+        model.dataset_meta['palette'] = [tuple(colour) for colour in meta['palette']]
     return model.to(get_device()).eval()
 
 

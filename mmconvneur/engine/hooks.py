@@ -10,7 +10,6 @@ from contextlib import ExitStack
 
 import torch
 from mmengine.dist import all_reduce
-from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import Runner
@@ -127,27 +126,6 @@ class LoadReportHook(Hook):
         report = check_heads(model, state, complete)
         level = logging.INFO if report.complete else logging.WARNING
         runner.logger.log(level, f'{type(model).__name__}, neck and heads: {report}')
-
-
-class PredictionsHook(Hook):
-    """Hands the predictions of a test to a metric that writes them, whatever evaluates them.
-
-    Args:
-        metric: One metric more than the evaluator has; the results it returns are not used.
-    """
-
-    def __init__(self, metric: BaseMetric) -> None:
-        self.metric = metric
-
-    def before_test(self, runner: Runner) -> None:
-        self.metric.dataset_meta = runner.test_dataloader.dataset.metainfo
-
-    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: dict, outputs) -> None:
-        self.metric.process(data_batch, [sample.to_dict() for sample in outputs])
-
-    def after_test_epoch(self, runner: Runner, metrics: dict) -> None:
-        if self.metric.results:
-            self.metric.evaluate(len(runner.test_dataloader.dataset))
 
 
 @HOOKS.register_module()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from mmengine.config import DictAction
 
 from ..errors import UsageError
+from .environment import install
 from .widths import width_problem
 
 BLANK = '\ue000'  # of the private use area: no option has it
@@ -38,6 +39,8 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 def usage_message(error: BaseException | None) -> str | None:
     """What the user can mend, from the innermost such error of a chain; ``None`` if nothing."""
     message = None
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        message = f'{error}: {install(error.name)}'
     while error is not None:
         if isinstance(error, UsageError):
             message = str(error)
@@ -52,11 +55,6 @@ def usage_message(error: BaseException | None) -> str | None:
             )
         elif isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
             message = f'{error.filename}: {error.strerror}'
-        elif isinstance(error, ImportError) and error.name:
-            message = (
-                f'{error}: if {error.name} is not yours to write, install it; '
-                '`python -m mmconvneur.utils.environment` examines the mm packages'
-            )
         elif isinstance(error, RuntimeError) and (problem := width_problem(error)):
             message = f'{problem}: change one of them'
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -89,20 +87,20 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class Options(DictAction):
+class OptionsAction(DictAction):
     """MMEngine's action, but the blanks inside of values stay: paths and class names have them."""
 
     @staticmethod
-    def _parse_iterable(value: str) -> object:
+    def _parse_iterable(val: str) -> object:
         # Only the blanks around the entries of a list are to go.
-        entries = re.sub(r'(?<=[\[(,]) +| +(?=[\]),])', '', value)
+        entries = re.sub(r'(?<=[\[(,]) +| +(?=[\]),])', '', val)
+        return _with_blanks(DictAction._parse_iterable(entries.replace(' ', BLANK)))
 
-        def restored(parsed: object) -> object:
-            if isinstance(parsed, (list, tuple)):
-                return type(parsed)(map(restored, parsed))
-            return parsed.replace(BLANK, ' ') if isinstance(parsed, str) else parsed
 
-        return restored(DictAction._parse_iterable(entries.replace(' ', BLANK)))
+def _with_blanks(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_with_blanks, value))
+    return value.replace(BLANK, ' ') if isinstance(value, str) else value
 
 
 def config_parser(description: str) -> argparse.ArgumentParser:
@@ -112,7 +110,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=Options,
+        action=OptionsAction,
         default={},
         help='key=value, ...',
     )

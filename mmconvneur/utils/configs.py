@@ -17,10 +17,12 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from ..errors import UsageError
 from ..models.backbones.base import StagedBackbone, resolve_out_indices
+from .environment import PROVIDERS, TESTED
 from .files import HOME
 
 SHIPPED = HOME / 'configs'
 FAMILIES = {'mmdet': 'detection', 'mmseg': 'segmentation'}
+VISUALIZERS = {'mmdet': 'mmdet.DetLocalVisualizer', 'mmseg': 'mmseg.SegLocalVisualizer'}
 SAMPLE_COMMAND = 'python tools/make_sample_data.py'
 SAMPLE_TASKS = ('sample', 'cue', 'legend')
 # Of a config, what MMEngine's runners take as arguments or ask the config for, and what tools do.
@@ -32,7 +34,7 @@ READ_KEYS = {
         for key in re.findall(r"self\.cfg\.get\(\s*'(\w+)'", inspect.getsource(runner))
     ),
     *('runner_type', 'test_pipeline', 'tta_model', 'tta_pipeline'),
-}
+} - {'cfg'}
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -49,10 +51,21 @@ def load_config(args: argparse.Namespace) -> Config:
     except UsageError:
         raise
     except Exception as error:
+        check_installed(*(name for name in FAMILIES if f'{name} is not installed' in str(error)))
         raise UsageError(f'config {path} cannot be read: {error}') from error
     check_family(cfg)
     check_pretrained(cfg)
+    fill_in(cfg)
     return cfg
+
+
+def fill_in(cfg: Config) -> None:
+    """Give a config what new-style ones leave to their classes: default scope and visualizer."""
+    if scope := family(cfg):
+        cfg.default_scope = cfg.get('default_scope') or scope
+        own = dict(type=VISUALIZERS[scope], vis_backends=[dict(type='LocalVisBackend')])
+        cfg.visualizer = cfg.get('visualizer') or own
+        cfg.visualizer.setdefault('name', 'visualizer')
 
 
 def check_options(cfg: Config, options: dict) -> None:
@@ -114,6 +127,7 @@ def check_family(cfg: Config) -> None:
     scope = family(cfg)
     if scope is None:
         return
+    check_installed(scope)
     other = next(name for name in FAMILIES if name != scope)
     for where, registry, part in typed_parts(cfg):
         found = resolve(registry, part['type'], scope_of(cfg))
@@ -126,6 +140,17 @@ def check_family(cfg: Config) -> None:
                 f'{where} is {type_name(part)}, which is for {FAMILIES[other]} ({other}), but the '
                 f"config is for {FAMILIES[scope]} (default_scope='{scope}'): use one of the two "
                 'throughout'
+            )
+
+
+def check_installed(*names: str) -> None:
+    """Raise ``UsageError`` for a family that is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            tested = PROVIDERS[name][0]
+            raise UsageError(
+                f'the config is for {FAMILIES[name]}, and {name} is not installed: '
+                f'python -m pip install "{tested}{TESTED[tested]}"'
             )
 
 

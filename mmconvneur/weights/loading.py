@@ -81,8 +81,11 @@ def fit_state_dict(
             "alone by init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
     inside = {k.removeprefix(prefix): v for k, v in given.items()}
-    supplied = recognise(inside)
     own = backbone.state_dict()
+    if inside.keys() == own.keys():  # also of layers that were pruned, normalised or adapted
+        supplied = Supplied(type(backbone).__name__, inside, [], [], may_lack_norms=False)
+    else:
+        supplied = recognise(inside)
     tensors, new = _started(backbone, supplied)
     not_built = [name for name in tensors if not _is_built(backbone, name)]
     report = compare(own, tensors, new, unused=not_built)
