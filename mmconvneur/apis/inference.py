@@ -57,7 +57,7 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def inference_pipeline(cfg: Config) -> Compose:
-    """The test pipeline of a config without its annotations, for ``dict(img_path=..., img_id=0)``."""
+    """The test pipeline of a config without its annotations, for an image file."""
     init_default_scope(scope_of(cfg))
     steps = _test_data(cfg).pipeline
     return Compose([step for step in steps if 'Annotations' not in type_name(step)])

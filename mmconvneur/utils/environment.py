@@ -54,8 +54,8 @@ class Report(NamedTuple):
     """The verdict on an environment.
 
     ``case`` is 'good', 'ops missing', 'import fails', 'two providers', 'left-over files', 'mixed
-    families' or 'none'. ``problem`` and ``cure`` (a shell command) are empty for a good environment. ``notes``
-    lists versions outside the tested range; they do not make it bad.
+    families' or 'none'. ``problem`` and ``cure`` (a shell command) are empty for a good
+    environment. ``notes`` lists versions outside the tested range; they do not make it bad.
     """
 
     case: str

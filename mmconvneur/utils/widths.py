@@ -99,7 +99,9 @@ def _number_problem(error: Exception, root: nn.Module, number: int) -> str | Non
 def _module_frames(error: BaseException) -> list[tuple[FrameType, nn.Module]]:
     """The calls of modules in a traceback, outermost first."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return [(f, f.f_locals['self']) for f in frames if isinstance(f.f_locals.get('self'), nn.Module)]
+    return [
+        (f, f.f_locals['self']) for f in frames if isinstance(f.f_locals.get('self'), nn.Module)
+    ]
 
 
 def _name(module: nn.Module, root: nn.Module) -> str:
