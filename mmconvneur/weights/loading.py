@@ -218,7 +218,7 @@ def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -
 def _as_loaded(
     module: nn.Module, state: dict[str, Tensor], metadata: Mapping[str, dict], prefix: str = ''
 ) -> dict[str, Tensor]:
-    """Load what of a state dict is not of our backbones, and return it as the modules renamed it."""
+    """Load a state dict but for our backbones, and return it as the modules renamed it."""
     module._load_from_state_dict(state, prefix, metadata.get(prefix[:-1], {}), True, [], [], [])
     for name, child in module.named_children():
         if not getattr(child, 'reports_loading', False):
