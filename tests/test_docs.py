@@ -18,7 +18,8 @@ from mmconvneur import ConvNeur
 from mmconvneur.apis.model_zoo import metrics_of, read_index
 from mmconvneur.engine.checkpoints import latest_checkpoint
 from mmconvneur.models.backbones.convneur import ARCHS
-from mmconvneur.utils.configs import check_family, check_widths
+from mmconvneur.utils.configs import check_family, check_pretrained
+from mmconvneur.utils.widths import check_widths
 
 # Before and after, by the name in the first line of each file.
 README_CONFIGS = {
@@ -78,13 +79,14 @@ def test_configs_of_the_readme_train(name, backbone, readme_configs, sample_dir)
     """As they stand, but without the download and on small pictures."""
     cfg = Config.fromfile(readme_configs / f'{name}.py')
     check_family(cfg)
-    check_widths(cfg)
+    check_pretrained(cfg)
     cfg.model.backbone.init_cfg = None
     if cfg.default_scope == 'mmseg':
         cfg.model.pretrained = None
         cfg.model.data_preprocessor.size = (96, 96)
     model = build(cfg)
     assert type(model.backbone).__name__ == backbone
+    check_widths(model)
     wake_memory(model.backbone)
     losses = train_step(model, sample_batch(cfg.default_scope, sample_dir, 'train'))
     assert losses and all(0 <= loss < 1000 for loss in losses.values()), losses
@@ -212,7 +214,7 @@ def all_configs(tmp_path_factory) -> Path:
 def test_configs_of_pages_build(page, name, all_configs):
     cfg = Config.fromfile(all_configs / name)
     check_family(cfg)
-    check_widths(cfg)
+    check_pretrained(cfg)
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)

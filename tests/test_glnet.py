@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from reference import glnet as reference
 from reference import layer_norm
@@ -17,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.models import GLNet
 from mmconvneur.models.backbones.glnet import ARCHS
-from mmconvneur.utils.configs import check_widths
 from mmconvneur.weights import recognise
 from mmconvneur.weights.glnet import own_name, own_shape
 from mmconvneur.weights.loading import check_heads, fit_state_dict
@@ -357,13 +355,6 @@ def test_what_does_not_fit_is_refused_in_one_line(make, problem):
     with pytest.raises(UsageError, match=problem) as error:
         GLNet(narrow('stl')).load_state_dict(make())
     assert '\n' not in str(error.value)
-
-
-def test_necks_for_other_widths_are_named():
-    cfg = Config(dict(model=dict(backbone=dict(type='mmconvneur.GLNet', arch='4g'),
-                                 neck=dict(in_channels=[96, 192, 384, 768]))))  # fmt: skip
-    with pytest.raises(UsageError, match=r'the backbone gives \[64, 128, 256, 512\]'):
-        check_widths(cfg)
 
 
 @pytest.mark.parametrize(

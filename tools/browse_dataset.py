@@ -14,7 +14,7 @@ from mmengine.structures import BaseDataElement
 from tqdm import trange
 
 from mmconvneur.utils.arguments import config_parser, one_line_errors, parse
-from mmconvneur.utils.configs import check_data, load_config
+from mmconvneur.utils.configs import check_data, load_config, scope_of
 
 
 @one_line_errors
@@ -30,7 +30,7 @@ def main() -> None:
 
 def draw(cfg: Config, out_dir: Path, number: int) -> None:
     """Write ``number`` training images with their boxes and masks, or with their label maps."""
-    init_default_scope(cfg.default_scope)
+    init_default_scope(scope_of(cfg))
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = dataset.metainfo

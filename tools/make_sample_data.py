@@ -8,10 +8,15 @@ from __future__ import annotations
 import argparse
 import sys
 
-from rich.progress import track
-
 from mmconvneur.errors import UsageError
-from sample_data import TASKS, make_dataset
+from mmconvneur.utils.environment import install
+
+try:
+    from rich.progress import track
+
+    from sample_data import TASKS, make_dataset
+except ModuleNotFoundError as error:
+    sys.exit(f'error: {error}: {install(error.name)}')
 
 
 def main() -> None:

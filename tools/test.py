@@ -18,7 +18,7 @@ from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook
 from mmconvneur.engine.outputs import LabelMapHook, PictureHook
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
-from mmconvneur.utils.configs import check_data, load_config
+from mmconvneur.utils.configs import check_data, datasets, load_config
 from mmconvneur.utils.runner import build_runner, set_work_dir
 
 
@@ -73,14 +73,17 @@ def augment(cfg: Config) -> None:
             cfg.tta_model = dict(type='InstanceTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
         else:
             cfg.tta_model = dict(type='SegTTAModel')
-    dataset = cfg.test_dataloader.dataset
-    if 'tta_pipeline' not in cfg:
-        *steps, pack = deepcopy(dataset.pipeline)
-        pack.pop('meta_keys', None)  # the defaults hold the flip
-        flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
-        cfg.tta_pipeline = [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
-    dataset.pipeline = cfg.tta_pipeline
+    for dataset in datasets(cfg.test_dataloader):
+        dataset.pipeline = cfg.get('tta_pipeline') or flipped(dataset.pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def flipped(pipeline: list[dict]) -> list[dict]:
+    """A test pipeline that gives an image and its mirror image."""
+    *steps, pack = deepcopy(pipeline)
+    pack.pop('meta_keys', None)  # the defaults hold the flip
+    flips = [dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]
+    return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
 def test_and_dump(runner: Runner, out: Path) -> None:

@@ -11,7 +11,9 @@ from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import LOOPS
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import HOOKS, LOOPS, OPTIM_WRAPPERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmconvneur.apis.model_zoo import find_weights
@@ -20,7 +22,14 @@ from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook, ResumeHook
 from mmconvneur.engine.loops import RESUMABLE
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
-from mmconvneur.utils.configs import check_data, load_config
+from mmconvneur.utils.configs import (
+    check_data,
+    is_subclass,
+    load_config,
+    resolve,
+    scope_of,
+    type_name,
+)
 from mmconvneur.utils.runner import build_runner, set_work_dir
 
 
@@ -53,8 +62,11 @@ def main() -> None:
     if args.tensorboard:
         use_tensorboard(cfg)
     use_resumable_loop(cfg)
-    hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
-    hook.setdefault('backend_args', ATOMIC)
+    cfg.default_hooks = cfg.get('default_hooks') or {}
+    cfg.default_hooks.setdefault('checkpoint', dict(type='CheckpointHook'))
+    hook = cfg.default_hooks.checkpoint  # None switches it off
+    if hook and is_subclass(resolve(HOOKS, hook['type'], scope_of(cfg)), CheckpointHook):
+        hook.setdefault('backend_args', ATOMIC)
     runner = build_runner(cfg, args, [LoadReportHook(), ResumeHook(), ProgressBarHook()])
     warn_of_batch_size(runner, cfg)
     runner.train()
@@ -63,12 +75,15 @@ def main() -> None:
 def use_amp(cfg: Config) -> None:
     if not torch.cuda.is_available():
         raise UsageError('--amp needs a GPU that PyTorch can use: leave it out to train on the CPU')
-    wrapper = cfg.optim_wrapper.setdefault('type', 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+    cfg.optim_wrapper.setdefault('type', 'OptimWrapper')
+    wrapper = resolve(OPTIM_WRAPPERS, cfg.optim_wrapper.type, scope_of(cfg))
+    if wrapper is OptimWrapper:
+        cfg.optim_wrapper.type = AmpOptimWrapper.__name__
+    elif not is_subclass(wrapper, AmpOptimWrapper):
         raise UsageError(
-            f'--amp replaces OptimWrapper, but the config has {wrapper}: drop one of them'
+            f'--amp replaces OptimWrapper, but the config has {type_name(cfg.optim_wrapper)}: '
+            'drop one of them'
         )
-    cfg.optim_wrapper.type = 'AmpOptimWrapper'
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
@@ -105,7 +120,7 @@ def use_resumable_loop(cfg: Config) -> None:
     if loop is None and 'by_epoch' in cfg.train_cfg:
         loop = EpochBasedTrainLoop if cfg.train_cfg.pop('by_epoch') else IterBasedTrainLoop
         cfg.train_cfg.type = loop.__name__
-    loop = LOOPS.get(loop) if isinstance(loop, str) else loop
+    loop = resolve(LOOPS, loop, scope_of(cfg))
     if loop in RESUMABLE:
         cfg.train_cfg.type = RESUMABLE[loop].__name__
 
@@ -113,7 +128,9 @@ def use_resumable_loop(cfg: Config) -> None:
 def use_tensorboard(cfg: Config) -> None:
     if find_spec('tensorboard') is None:
         raise UsageError('--tensorboard needs TensorBoard: pip install tensorboard')
-    cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend'))
+    cfg.visualizer = cfg.get('visualizer') or dict(type='Visualizer')  # of no family
+    backends = cfg.visualizer.get('vis_backends') or []
+    cfg.visualizer.vis_backends = [*backends, dict(type='TensorboardVisBackend')]
 
 
 def warn_of_batch_size(runner: Runner, cfg: Config) -> None:

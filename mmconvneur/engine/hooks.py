@@ -168,11 +168,10 @@ class LoadReportHook(Hook):
 
     Args:
         complete: Nothing of neck and heads may stay at random: for testing, and always where a
-            training is resumed. Fine-tuning may leave half of them, and 5 % of the whole model:
-            the classifiers of other classes.
+            training is resumed. Fine-tuning may leave what it likes, and is warned of it.
 
     Raises:
-        UsageError: If more is left, or the checkpoint has more that finds no place.
+        UsageError: If something is left that may not be.
     """
 
     priority = 'LOWEST'  # after EMAHook has chosen the weights

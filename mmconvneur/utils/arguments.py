@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import pickle
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,10 @@ from collections.abc import Callable
 from mmengine.config import DictAction
 
 from ..errors import UsageError
+from .environment import install
+from .widths import width_problem
+
+BLANK = '\ue000'  # of the private use area: no option has it
 
 
 def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -34,11 +39,15 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 def usage_message(error: BaseException | None) -> str | None:
     """The innermost error of a chain that the user can fix, as text; ``None`` if there is none."""
     message = None
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        message = f'{error}: {install(error.name)}'
     while error is not None:
         if isinstance(error, UsageError):
             message = str(error)
         elif isinstance(error, (KeyError, TypeError)) and raised_by_registry(error):
             message = f'{error.args[0]}: check the spelling of this type or option in the config'
+            if 'unexpected keyword' in message:
+                message += ', or put _delete_=True beside type to drop the options of another type'
         elif isinstance(error, pickle.UnpicklingError) and message is None:
             message = (
                 'a checkpoint holds more than tensors, and reading that can run any code: '
@@ -46,6 +55,8 @@ def usage_message(error: BaseException | None) -> str | None:
             )
         elif isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
             message = f'{error.filename}: {error.strerror}'
+        elif isinstance(error, RuntimeError) and (problem := width_problem(error)):
+            message = f'{problem}: change one of them'
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return message
 
@@ -76,6 +87,22 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+class OptionsAction(DictAction):
+    """MMEngine's action, but the blanks inside of values stay: paths and class names have them."""
+
+    @staticmethod
+    def _parse_iterable(val: str) -> object:
+        # Only the blanks around the entries of a list are to go.
+        entries = re.sub(r'(?<=[\[(,]) +| +(?=[\]),])', '', val)
+        return _with_blanks(DictAction._parse_iterable(entries.replace(' ', BLANK)))
+
+
+def _with_blanks(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_with_blanks, value))
+    return value.replace(BLANK, ' ') if isinstance(value, str) else value
+
+
 def config_parser(description: str) -> argparse.ArgumentParser:
     """Arguments of every tool that reads a config."""
     parser = argparse.ArgumentParser(description=description)
@@ -83,7 +110,7 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         default={},
         help='settings that override those of the config: key=value ...',
     )

@@ -6,24 +6,36 @@ import argparse
 import difflib
 import inspect
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, METRICS, MODELS, Registry
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 from ..errors import UsageError
 from ..models.backbones.base import StagedBackbone, resolve_out_indices
 from ..weights.reading import load_safely
+from .environment import PROVIDERS, TESTED
 from .files import HOME
 
 SHIPPED = HOME / 'configs'
 FAMILIES = {'mmdet': 'detection', 'mmseg': 'segmentation'}
+VISUALIZERS = {'mmdet': 'mmdet.DetLocalVisualizer', 'mmseg': 'mmseg.SegLocalVisualizer'}
 SAMPLE_COMMAND = 'python tools/make_sample_data.py'
 SAMPLE_TASKS = ('sample', 'cue', 'legend')
-OTHER_KEYS = {'auto_scale_lr', 'runner_type', 'strategy', 'tta_model', 'tta_pipeline'}
+# Of a config, what MMEngine's runners take as arguments or ask the config for, and what tools do.
+READ_KEYS = {
+    *(key for runner in (Runner, FlexibleRunner) for key in inspect.signature(runner).parameters),
+    *(
+        key
+        for runner in (Runner, FlexibleRunner)
+        for key in re.findall(r"self\.cfg\.get\(\s*'(\w+)'", inspect.getsource(runner))
+    ),
+    *('runner_type', 'test_pipeline', 'tta_model', 'tta_pipeline'),
+} - {'cfg'}
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -43,15 +55,26 @@ def load_config(args: argparse.Namespace) -> Config:
     except UsageError:
         raise
     except Exception as error:
+        check_installed(*(name for name in FAMILIES if f'{name} is not installed' in str(error)))
         raise UsageError(f'config {path} cannot be read: {error}') from error
     check_family(cfg)
-    check_widths(cfg)
+    check_pretrained(cfg)
+    fill_in(cfg)
     return cfg
+
+
+def fill_in(cfg: Config) -> None:
+    """Give a config what new-style ones leave to their classes: default scope and visualizer."""
+    if scope := family(cfg):
+        cfg.default_scope = cfg.get('default_scope') or scope
+        own = dict(type=VISUALIZERS[scope], vis_backends=[dict(type='LocalVisBackend')])
+        cfg.visualizer = cfg.get('visualizer') or own
+        cfg.visualizer.setdefault('name', 'visualizer')
 
 
 def check_options(cfg: Config, options: dict) -> None:
     """Raise ``UsageError`` for an option that nothing would read: a misspelt first part."""
-    known = set(cfg) | set(inspect.signature(Runner).parameters) | OTHER_KEYS
+    known = {*cfg, *READ_KEYS}
     for option in options:
         first = option.split('.')[0]
         if first not in known:
@@ -60,27 +83,34 @@ def check_options(cfg: Config, options: dict) -> None:
             raise UsageError(f'--cfg-options {option}: the config has no {first}; {cure}')
 
 
-def check_widths(cfg: Config) -> None:
-    """Raise ``UsageError`` unless the neck, or else the head, takes what our backbone gives."""
-    model = cfg.get('model', {})
-    backbone = model.get('backbone', {})
-    network = MODELS.get(str(backbone.get('type')))
-    if not inspect.isclass(network) or not issubclass(network, StagedBackbone):
+def check_pretrained(cfg: Config) -> None:
+    """Raise ``UsageError`` where mmseg's ``pretrained`` was left from the backbone before ours."""
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone') or {}
+    network = resolve(MODELS, backbone.get('type'), scope_of(cfg))
+    if not model.get('pretrained') or not is_subclass(network, StagedBackbone):
         return
     options = {name: p.default for name, p in inspect.signature(network).parameters.items()}
     options |= backbone
-    arch = network.resolve_arch(options['arch'])
-    stages = resolve_out_indices(options['out_indices'], len(arch['channels']))
-    channels = [arch['channels'][i] for i in stages]
-    for name in ('neck', 'decode_head'):
-        wanted = (model.get(name) or {}).get('in_channels')
-        if isinstance(wanted, (list, tuple)):
-            if list(wanted) != channels:
-                raise UsageError(
-                    f'model.{name}.in_channels={list(wanted)}, but the backbone gives {channels}: '
-                    'change one of them'
-                )
-            return
+    channels = network.resolve_arch(options['arch'])['channels']
+    widths = [channels[i] for i in resolve_out_indices(options['out_indices'], len(channels))]
+    lines = [
+        f'{name}=dict(in_channels={taken(model[name], widths)})'
+        for name in ('neck', 'decode_head', 'auxiliary_head')
+        if isinstance(model.get(name), dict) and (name == 'neck' or not model.get('neck'))
+    ]
+    raise UsageError(
+        f'model.pretrained={model.pretrained!r} is of another backbone: write in model '
+        f'pretrained=None, {", ".join(lines)}, and weights as init_cfg of the backbone'
+    )
+
+
+def taken(part: dict, widths: Sequence[int]) -> list[int] | int:
+    """The widths of the maps that a neck or head with such a config takes, by its ``in_index``."""
+    index = part.get('in_index')
+    if isinstance(index, int):
+        return widths[index]
+    return [widths[i] for i in index] if index is not None else list(widths)
 
 
 def find_config(name: str) -> Path:
@@ -94,61 +124,121 @@ def find_config(name: str) -> Path:
 
 
 def check_family(cfg: Config) -> None:
-    """Raise ``UsageError`` unless model, heads, data and metrics fit ``default_scope``.
+    """Raise ``UsageError`` where model, heads, data and metrics are not of one family.
 
     mmseg may borrow heads from mmdet (Mask2Former does), but its model, data and metrics may not.
     """
-    scope = cfg.get('default_scope')
-    if scope not in FAMILIES:
-        raise UsageError(f'default_scope={scope!r}: choose {" or ".join(map(repr, FAMILIES))}')
-    other = next(family for family in FAMILIES if family != scope)
+    scope = family(cfg)
+    if scope is None:
+        return
+    check_installed(scope)
+    other = next(name for name in FAMILIES if name != scope)
     for where, registry, part in typed_parts(cfg):
-        name = part['type']
-        if '.' in name:
-            wrong = name.startswith(f'{other}.') and (scope == 'mmdet' or '.' not in where)
+        found = resolve(registry, part['type'], scope_of(cfg))
+        if found is None:
+            wrong = resolve(registry, part['type'], other) is not None
         else:
-            wrong = not knows(registry, scope, name) and knows(registry, other, name)
+            wrong = family_of(found) == other and (scope == 'mmdet' or '.' not in where)
         if wrong:
             raise UsageError(
-                f'{where} is {name}, which is for {FAMILIES[other]} ({other}), but the config is '
-                f"for {FAMILIES[scope]} (default_scope='{scope}'): use one of the two throughout"
+                f'{where} is {type_name(part)}, which is for {FAMILIES[other]} ({other}), but the '
+                f"config is for {FAMILIES[scope]} (default_scope='{scope}'): use one of the two "
+                'throughout'
             )
+
+
+def check_installed(*names: str) -> None:
+    """Raise ``UsageError`` for a family that is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            tested = PROVIDERS[name][0]
+            raise UsageError(
+                f'the config is for {FAMILIES[name]}, and {name} is not installed: '
+                f'python -m pip install "{tested}{TESTED[tested]}"'
+            )
+
+
+def family(cfg: Config) -> str | None:
+    """``'mmdet'`` or ``'mmseg'``: the default scope, else where the model comes from.
+
+    New-style configs need no scope, for their types are classes. A model that is of neither is of
+    family ``None``.
+
+    Raises:
+        UsageError: If the default scope is no package that knows the model.
+    """
+    scope = cfg.get('default_scope')
+    if scope in FAMILIES or 'model' not in cfg:
+        return scope
+    model = resolve(MODELS, cfg.model.get('type'), scope_of(cfg))
+    if model is None:
+        raise UsageError(f'default_scope={scope!r}: choose {" or ".join(map(repr, FAMILIES))}')
+    return family_of(model)
+
+
+def family_of(kind: object) -> str | None:
+    """The family that a class, or the nearest of its bases, comes from."""
+    roots = (base.__module__.partition('.')[0] for base in getattr(kind, '__mro__', ()))
+    return next((root for root in roots if root in FAMILIES), None)
+
+
+def scope_of(cfg: Config) -> str:
+    return cfg.get('default_scope') or 'mmengine'
+
+
+def resolve(registry: Registry, kind: object, scope: str) -> object | None:
+    """What a ``type`` names in a scope, or is.
+
+    It is ``None`` for an unknown name and a package that is not installed.
+    """
+    if not isinstance(kind, str):
+        return kind
+    if find_spec(scope) is None:
+        return None
+    with registry.switch_scope_and_registry(scope) as scoped:
+        return scoped.get(kind)
+
+
+def is_subclass(kind: object, base: type) -> bool:
+    return inspect.isclass(kind) and issubclass(kind, base)
+
+
+def type_name(part: dict) -> str:
+    kind = part['type']
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 
 def typed_parts(cfg: Config) -> Iterator[tuple[str, Registry, ConfigDict]]:
     """Where, registry and config of the parts that tell detection from segmentation."""
     if 'model' in cfg:
         yield 'model', MODELS, cfg.model
-        for name, part in cfg.model.items():
-            if name.endswith('head') and isinstance(part, dict):
+        for name, value in cfg.model.items():
+            for part in as_list(value) if name.endswith('head') else ():
                 yield f'model.{name}', MODELS, part
     for split in ('train', 'val', 'test'):
         for dataset in datasets(cfg.get(f'{split}_dataloader')):
             yield f'{split}_dataset', DATASETS, dataset
-        for metric in as_list(cfg.get(f'{split}_evaluator')):
+        evaluator = cfg.get(f'{split}_evaluator')
+        if isinstance(evaluator, dict):  # of one metric, or MMEngine's Evaluator around several
+            evaluator = evaluator.get('metrics', evaluator)
+        for metric in as_list(evaluator):
             yield f'{split}_evaluator', METRICS, metric
 
 
-def knows(registry: Registry, scope: str, name: str) -> bool:
-    """Whether a family registers a type; a family that is not installed knows none."""
-    if find_spec(scope) is None:
-        return False
-    with registry.switch_scope_and_registry(scope) as scoped:
-        return scoped.get(name) is not None
-
-
-def as_list(value: dict | list[dict] | None) -> list[dict]:
-    return [value] if isinstance(value, dict) else list(value or [])
+def as_list(value: object) -> list[dict]:
+    """The configs in what may be one, several or none; built objects are left out."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [value for value in values if isinstance(value, dict) and 'type' in value]
 
 
 def datasets(dataloader: dict | None) -> Iterator[ConfigDict]:
     """The data sets of a dataloader's config, without wrappers such as RepeatDataset."""
     waiting = as_list((dataloader or {}).get('dataset'))
     while waiting:
-        dataset = waiting.pop()
+        dataset = waiting.pop(0)
         inner = as_list(dataset.get('dataset')) + as_list(dataset.get('datasets'))
         if inner:
-            waiting += inner
+            waiting = inner + waiting
         else:
             yield dataset
 
@@ -164,7 +254,7 @@ def check_data(cfg: Config, *splits: str) -> None:
                 if paths[what] and '://' not in path and not is_filled(Path(path)):
                     raise UsageError(
                         f'{path} is missing or empty: put the {split} {WHAT.get(what, what)} of '
-                        f'{dataset.type} there, or set data_root; the sample data is made by '
+                        f'{type_name(dataset)} there, or set data_root; the sample data is made by '
                         f'`{sample_command(root)}`'
                     )
 

@@ -15,6 +15,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from importlib.machinery import EXTENSION_SUFFIXES, PathFinder
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
@@ -38,15 +39,23 @@ PROVIDERS = {
 }
 """Import name -> distributions that install it, the tested one first."""
 
+DISTRIBUTIONS = {
+    'PIL': 'Pillow',
+    'cv2': 'opencv-python-headless',
+    'skimage': 'scikit-image',
+    'yaml': 'PyYAML',
+}
+"""Import name -> distribution, of packages under another name that the mm packages and we use."""
+
 HEADLESS = 'python -m pip install --force-reinstall --no-deps opencv-python-headless'
 
 
 class Report(NamedTuple):
     """The verdict on an environment.
 
-    ``case`` is 'good', 'ops missing', 'two providers', 'left-over files', 'mixed families' or
-    'none'. ``problem`` and ``cure`` (a shell command) are empty for a good environment. ``notes``
-    lists versions outside the tested range; they do not make it bad.
+    ``case`` is 'good', 'ops missing', 'import fails', 'two providers', 'left-over files', 'mixed
+    families' or 'none'. ``problem`` and ``cure`` (a shell command) are empty for a good
+    environment. ``notes`` lists versions outside the tested range; they do not make it bad.
     """
 
     case: str
@@ -104,16 +113,36 @@ def examine() -> Report:
     report = diagnose(sys.path)
     if report.case != 'good':
         return report
-    try:
-        import mmcv._ext  # noqa: F401
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
-        if error.name == 'cv2':
-            return Report('ops missing', f'OpenCV does not load ({reason})', HEADLESS)
-        problem = f'mmcv._ext does not load ({reason})'
-        command = cure(['mmcv'], installed(sys.path), '--no-cache-dir ')
-        return Report('ops missing', problem, command)
+    for name in ('torch', 'mmengine', 'mmcv', 'mmcv._ext'):
+        try:
+            import_module(name)
+        except Exception as error:  # an extension for another Python or NumPy can raise anything
+            return _unloadable(name, error)
     return report
+
+
+def _unloadable(name: str, error: Exception) -> Report:
+    """Why a package that is installed does not load: itself, or one that it imports."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    problem = f'{name} does not load ({reason})'
+    absent = getattr(error, 'name', None) or ''
+    if isinstance(error, ModuleNotFoundError) and absent.partition('.')[0] not in PROVIDERS:
+        return Report('import fails', problem, install(absent))
+    if absent == 'cv2':
+        return Report('import fails', f'OpenCV does not load ({reason})', HEADLESS)
+    owners = installed(sys.path)
+    if name == 'mmcv._ext':
+        return Report('ops missing', problem, cure(['mmcv'], owners, '--no-cache-dir '))
+    if name == 'torch':
+        again = f'python -m pip install --force-reinstall "torch{TESTED["torch"]}"'
+        return Report('import fails', problem, again)
+    return Report('import fails', problem, cure([name], owners))
+
+
+def install(module: str) -> str:
+    """The command that installs what is imported as ``module``."""
+    name = module.partition('.')[0]
+    return f'python -m pip install {DISTRIBUTIONS.get(name, name)}'
 
 
 def exit_unless_good() -> None:

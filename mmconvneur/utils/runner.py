@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+from mmengine.model import MMDistributedDataParallel as DDP
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODEL_WRAPPERS, RUNNERS
 from mmengine.runner import Runner
 
 from ..errors import UsageError
+from .configs import resolve, scope_of
+from .widths import check_widths
 
 # A line for each parameter with options of its own, and what upstream means to change some day.
 FOR_THE_FILE = re.compile(r'paramwise_options -- |will be deprecated in future')
@@ -37,12 +40,16 @@ def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Ru
     cfg.launcher = args.launcher
     if args.launcher == 'pytorch' and not torch.cuda.is_available():
         torch.distributed.init_process_group('gloo')  # MMEngine's launcher asks for GPUs
-        cfg.model_wrapper_cfg = dict(
-            type=CPUDistributedDataParallel.__name__,
-            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        wrapper = cfg.get('model_wrapper_cfg') or dict(
+            find_unused_parameters=cfg.get('find_unused_parameters', False)
         )
+        kind = resolve(MODEL_WRAPPERS, wrapper.get('type', DDP.__name__), scope_of(cfg))
+        if kind is DDP:
+            cfg.model_wrapper_cfg = dict(wrapper, type=CPUDistributedDataParallel.__name__)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     quieten(runner.logger)
+    if isinstance(runner.model, torch.nn.Module):  # FlexibleRunner builds it later
+        check_widths(runner.model)
     for hook in hooks:
         runner.register_hook(hook)
     return runner
@@ -63,7 +70,7 @@ def quieten(logger: logging.Logger) -> None:
 
 
 @MODEL_WRAPPERS.register_module()
-class CPUDistributedDataParallel(MMDistributedDataParallel):
+class CPUDistributedDataParallel(DDP):
     """MMEngine's DDP for a model on the CPU, where there is no SyncBN and no device id."""
 
     def __init__(self, module: torch.nn.Module, device_ids: list[int], **kwargs) -> None:
