@@ -13,12 +13,14 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmconvneur.apis.model_zoo import find_weights
+from mmconvneur.checks.look import hand_over, look
 from mmconvneur.engine.checkpoints import ATOMIC, latest_checkpoint
+from mmconvneur.engine.guards import FiniteHook, ScheduleHook
 from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook, ResumeHook
 from mmconvneur.engine.loops import ResumableEpochLoop
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
-from mmconvneur.utils.configs import check_data, load_config
+from mmconvneur.utils.configs import load_config
 from mmconvneur.utils.runner import build_runner, set_work_dir
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     args = parse(parser)
     cfg = load_config(args)
     set_work_dir(cfg, args)
-    check_data(cfg, 'train', 'val')
+    run = look(cfg, args, 'train', 'val', folders={'--work-dir': cfg.work_dir})
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:
@@ -54,7 +56,9 @@ def main() -> None:
         cfg.train_cfg.type = ResumableEpochLoop.__name__
     hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
     hook.setdefault('backend_args', ATOMIC)
-    runner = build_runner(cfg, args, [LoadReportHook(), ResumeHook(), ProgressBarHook()])
+    hooks = [LoadReportHook(), FiniteHook(), ScheduleHook(), ResumeHook(), ProgressBarHook()]
+    runner = build_runner(cfg, args, hooks)
+    hand_over(run, runner)
     warn_of_batch_size(runner, cfg)
     runner.train()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import errno
 import functools
 import pickle
 import sys
@@ -11,7 +13,13 @@ from collections.abc import Callable
 
 from mmengine.config import DictAction
 
-from ..errors import UsageError
+from ..errors import UsageError, UsageErrors
+
+FOR_THE_USER = {  # what a user can mend about a file
+    getattr(errno, name)
+    for name in 'ENOENT EACCES EPERM ENOSPC EDQUOT EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG'.split()
+    if hasattr(errno, name)
+}
 
 
 def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -25,7 +33,8 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
             message = usage_message(error)
             if message is None:
                 raise
-            print('error:', ' '.join(message.split()), file=sys.stderr)
+            for line in error.messages if isinstance(error, UsageErrors) else [message]:
+                print('error:', ' '.join(line.split()), file=sys.stderr)
             sys.exit(1)
 
     return run
@@ -36,7 +45,8 @@ def usage_message(error: BaseException | None) -> str | None:
     message = None
     while error is not None:
         if isinstance(error, UsageError):
-            message = str(error)
+            # PyTorch puts the traceback of a worker process in front of its message.
+            message = str(error).rpartition('UsageError: ')[2]
         elif isinstance(error, (KeyError, TypeError)) and raised_by_registry(error):
             message = f'{error.args[0]}: check the spelling of this type or option in the config'
         elif isinstance(error, pickle.UnpicklingError) and message is None:
@@ -44,8 +54,9 @@ def usage_message(error: BaseException | None) -> str | None:
                 'a checkpoint holds more than tensors, and reading that can run any code: '
                 'if you trust its source, add --trust-checkpoint'
             )
-        elif isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
-            message = f'{error.filename}: {error.strerror}'
+        elif isinstance(error, OSError) and error.errno in FOR_THE_USER:
+            where = error.filename or 'a file'
+            message = f'{where}: {error.strerror}'
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return message
 
@@ -83,15 +94,47 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=OptionsAction,
         default={},
         help='key=value, ...',
     )
     return parser
 
 
+class OptionsAction(DictAction):
+    """MMEngine's action, which also takes ``dict(...)`` and ``{...}``, alone and in lists."""
+
+    @staticmethod
+    def _parse_iterable(val: str) -> object:
+        if 'dict(' not in val and '{' not in val:
+            return DictAction._parse_iterable(val)
+        try:
+            return literal(ast.parse(val.strip(), mode='eval').body)
+        except (SyntaxError, ValueError):
+            raise UsageError(
+                f'--cfg-options ...={val} is no Python value: put the whole option in double quotes '
+                'and strings in single ones'
+            ) from None
+
+
+def literal(node: ast.AST) -> object:
+    """The value of an expression of constants, lists, tuples and dicts; it runs no code."""
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
+        if all(keyword.arg for keyword in node.keywords):
+            return {keyword.arg: literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict) and all(node.keys):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {literal(key): literal(value) for key, value in pairs}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        values = [literal(value) for value in node.elts]
+        return values if isinstance(node, ast.List) else tuple(values)
+    return ast.literal_eval(node)
+
+
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     try:
         return parser.parse_args()
+    except UsageError:
+        raise
     except ValueError:  # from DictAction
         raise UsageError('--cfg-options takes pairs of the form key=value') from None
