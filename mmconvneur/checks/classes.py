@@ -65,8 +65,8 @@ def compare(
     elif shifted:
         name, label = shifted[0]
         yield wrong(
-            f'the {split} classes are in another order than in {file}, so that its {label!r} counts '
-            f'as {name!r}: write metainfo=dict(classes={quoted(labels)})'
+            f'the {split} classes are in another order than in {file}, so that its {label!r} '
+            f'counts as {name!r}: write metainfo=dict(classes={quoted(labels)})'
         )
     elif absent:
         text = f'{split} classes {some(absent)} are not in {file}{hint}: nothing has these labels'
@@ -78,10 +78,10 @@ def check_same_classes(run: Run) -> Iterator[Finding]:
     named = [(s.name, classes) for s in run.splits for x in s.leaves if (classes := class_names(x))]
     for (name, first), (other, second) in zip(named, named[1:], strict=False):
         if first != second and len(first) == len(second):
+            label = [a == b for a, b in zip(first, second, strict=True)].index(False)
             text = (
-                f'label {next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)} '
-                f'is another class in the {other} data than in the {name} data: give both the same '
-                'metainfo'
+                f'label {label} is {first[label]!r} in the {name} data and {second[label]!r} in the '
+                f'{other} data: give both the same metainfo'
             )
             yield wrong(text) if sorted(first) == sorted(second) else doubt(text)
 
@@ -104,8 +104,8 @@ def check_heads(run: Run) -> Iterator[Finding]:
             names = [n for n in names if n != 'test' or not is_auxiliary(path)]
             if names and head.num_classes not in allowed[names[0]]:
                 yield wrong(
-                    f'model.{path}.num_classes is {head.num_classes}, but the {" and ".join(names)} '
-                    f'data has {number} classes: set it to {number}'
+                    f'model.{path}.num_classes is {head.num_classes}, but the '
+                    f'{" and ".join(names)} data has {number} classes: set it to {number}'
                 )
 
 
@@ -151,13 +151,12 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
             if not Path(file).is_file():
                 yield wrong(f'{split.name}_evaluator.ann_file={file} does not exist')
                 continue
-            missing = [
-                n for n in class_names(ours[0]) or () if n not in category_names(file).values()
-            ]
+            there = category_names(file).values()
+            missing = [name for name in class_names(ours[0]) or () if name not in there]
             if missing and number_of_images(ours[0]):
                 yield wrong(
-                    f'{split.name}_evaluator.ann_file={file} has no {some(missing)}: a prediction of '
-                    'such a class ends the evaluation; take the annotation file of the data'
+                    f'{split.name}_evaluator.ann_file={file} has no {some(missing)}: a prediction '
+                    'of such a class ends the evaluation; take the annotation file of the data'
                 )
             if not (len(ours) == 1 and same_file(file, ours[0].ann_file)):
                 yield from compare_images(split, ours, file)
@@ -170,7 +169,7 @@ def is_coco(kind: object) -> bool:
 
 
 def compare_images(split: Split, leaves: Sequence[Any], file: str) -> Iterator[Finding]:
-    annotations = read_json(str(file))
+    annotations = json.loads(Path(file).read_text())
     known = {image['id']: image for image in annotations.get('images', ())}
     truth: dict[Any, set] = {}
     for box in annotations.get('annotations', ()):
@@ -198,8 +197,8 @@ def compare_images(split: Split, leaves: Sequence[Any], file: str) -> Iterator[F
         yield doubt(f'{name} has other boxes in {len(other)} of {len(both)} images; {cure}')
     elif len(given) < len(known):
         yield doubt(
-            f'{name} has {len(known)} images and the {split.name} data {len(given)}: all objects of '
-            'the others count as missed'
+            f'{name} has {len(known)} images and the {split.name} data {len(given)}: all objects '
+            'of the others count as missed'
         )
 
 
@@ -235,7 +234,7 @@ def category_names(file: str | os.PathLike | None) -> dict[Any, str]:
     """
     if not file or not Path(file).is_file() or not Path(file).stat().st_size:
         return {}
-    return dict(_category_names(str(file), os.stat(file).st_mtime_ns))
+    return dict(_category_names(os.path.abspath(file), os.stat(file).st_mtime_ns))
 
 
 @functools.lru_cache
@@ -250,11 +249,6 @@ def _category_names(file: str, changed: int) -> tuple[tuple[Any, str], ...]:
                 except (ValueError, TypeError, KeyError):
                     continue
     return ()
-
-
-@functools.lru_cache(maxsize=2)
-def read_json(file: str) -> dict:
-    return json.loads(Path(file).read_text())
 
 
 def same_file(one: str, other: str) -> bool:

@@ -28,7 +28,7 @@ class Split:
 
     Attributes:
         dataset: As MMEngine builds it, with all wrappers; ``None`` if that failed.
-        leaves: The data sets inside the wrappers; where the whole failed, those that could be built.
+        leaves: The data sets inside the wrappers; if that failed, those that can be built.
         failed: Why there is no ``dataset``.
         pixels: Of the label maps that were read, per label; ``None`` where there are none.
     """

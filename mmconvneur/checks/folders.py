@@ -53,8 +53,8 @@ def check_room(run: Run, folder: str | Path) -> Iterator[Finding]:
     if free < needed:
         text = (
             f'the disk of {folder} has {free / 2**30:.1f} GiB left, and checkpoints take '
-            f'{each / 2**30:.1f} GiB each, {needed / 2**30:.1f} GiB in all: make room, choose another '
-            '--work-dir, or keep fewer (default_hooks.checkpoint.max_keep_ckpts)'
+            f'{each / 2**30:.1f} GiB each, {needed / 2**30:.1f} GiB in all: make room, choose '
+            'another --work-dir, or keep fewer (default_hooks.checkpoint.max_keep_ckpts)'
         )
         yield wrong(text) if free < 2 * each else doubt(text)
 
@@ -79,8 +79,8 @@ def hold(folder: str | Path) -> None:
         owner = file.read().strip() or 'another process'
         file.close()
         raise UsageError(
-            f'a training is running in {folder} ({owner}), and two would overwrite each other: give '
-            'another --work-dir, or wait for its end'
+            f'a training is running in {folder} ({owner}), and two would overwrite each other: '
+            'give another --work-dir, or wait for its end'
         ) from None
     except OSError:  # a file system without locks
         file.close()

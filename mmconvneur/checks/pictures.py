@@ -91,7 +91,6 @@ def check_sizes(split: Split, looked_at: list[dict]) -> Iterator[Finding]:
                 return
 
 
-@functools.lru_cache(maxsize=10_000)
 def damage(path: str | None) -> str | None:
     """What is wrong with a local picture: it is missing, empty or cut off."""
     if path is None or '://' in path:
@@ -304,14 +303,10 @@ def prepare(leaf: Any, index: int) -> Any:
         return type(leaf).prepare_data(leaf, index)
     except Exception as error:
         info = leaf.get_data_info(index)
-        for path in (info.get(key) for key in FILES):
-            why = damage(path) if isinstance(path, str) else None
-            if why is None and isinstance(path, str) and not opens(path):
-                why = 'cannot be decoded'
-            if why:
-                raise UsageError(
-                    f'{path} {why}: get it again, or take it out of the data'
-                ) from error
+        for path in (info[key] for key in FILES if isinstance(info.get(key), str)):
+            if why := damage(path) or undecodable(path):
+                cure = 'get it again, or take it out of the data'
+                raise UsageError(f'{path} {why}: {cure}') from error
         if lacks_masks(info) and loads(leaf, 'with_mask'):
             raise UsageError(
                 f'{info["img_path"]} has an object without a mask in {leaf.ann_file}: add it, or '
@@ -320,18 +315,16 @@ def prepare(leaf: Any, index: int) -> Any:
         raise
 
 
-def opens(path: str) -> bool:
+def undecodable(path: str) -> str | None:
+    """What Pillow says of the pixels of a file that the loader could not read."""
     if '://' in path:
-        return True
+        return None
     try:
         with Image.open(path) as image:
             image.load()
     except UnidentifiedImageError:
-        return not isinstance(path, str) or Path(path).suffix.lower() not in (
-            '.jpg',
-            '.jpeg',
-            '.png',
-        )
-    except OSError:
-        return False
-    return True
+        known = Path(path).suffix.lower() in Image.registered_extensions()
+        return 'is no picture' if known else None  # another kind of file, of a loader of its own
+    except OSError as error:
+        return f'cannot be decoded ({error})'
+    return None

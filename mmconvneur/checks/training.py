@@ -121,8 +121,8 @@ def check_saving(run: Run) -> Iterator[Finding]:
     if hook and hook.get('by_epoch', True) and loop.get('max_iters') and not by_epoch(run):
         if any(split.name == 'train' for split in run.splits):
             yield doubt(
-                'default_hooks.checkpoint counts epochs (by_epoch=True) and train_cfg iterations, so '
-                'that nothing is saved before the end: set by_epoch=False and interval'
+                'default_hooks.checkpoint counts epochs (by_epoch=True) and train_cfg iterations, '
+                'so that nothing is saved before the end: set by_epoch=False and interval'
             )
 
 

@@ -112,8 +112,8 @@ class OptionsAction(DictAction):
             return literal(ast.parse(val.strip(), mode='eval').body)
         except (SyntaxError, ValueError):
             raise UsageError(
-                f'--cfg-options ...={val} is no Python value: put the whole option in double quotes '
-                'and strings in single ones'
+                f'--cfg-options ...={val} is no Python value: put the whole option in double '
+                'quotes and strings in single ones'
             ) from None
 
 
