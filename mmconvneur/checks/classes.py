@@ -80,8 +80,8 @@ def check_same_classes(run: Run) -> Iterator[Finding]:
         if first != second and len(first) == len(second):
             label = [a == b for a, b in zip(first, second, strict=True)].index(False)
             text = (
-                f'label {label} is {first[label]!r} in the {name} data and {second[label]!r} in the '
-                f'{other} data: give both the same metainfo'
+                f'label {label} is {first[label]!r} in the {name} data and {second[label]!r} in '
+                f'the {other} data: give both the same metainfo'
             )
             yield wrong(text) if sorted(first) == sorted(second) else doubt(text)
 
