@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import errno
 import functools
 import json
@@ -222,6 +223,7 @@ def test_spoilt_files_are_named_before_and_while_they_are_loaded(how, name, file
     dataset = run.splits[0].dataset
     pictures.name_files(dataset)
     with pytest.raises(UsageError) as caught:  # through a worker, as in training
+        dataset = copy.deepcopy(dataset)  # as MMEngine does
         next(iter(DataLoader(dataset, sampler=[3], num_workers=1, collate_fn=list)))
     message = usage_message(caught.value)
     assert message.startswith(f'data/sample/{file} ') and words in message

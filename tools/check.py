@@ -20,7 +20,8 @@ from mmconvneur.utils.configs import load_config
 def main() -> None:
     args = parse(config_parser(__doc__.split(':')[0]))
     cfg = load_config(args)
-    run, findings = examine(cfg, args, 'train', 'val', 'test')
+    other = cfg.get('test_dataloader') != cfg.get('val_dataloader')
+    run, findings = examine(cfg, args, 'train', 'val', *['test'] * other)
     console = Console()
     for table in tables(run):
         console.print(table)

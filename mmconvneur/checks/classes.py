@@ -68,6 +68,11 @@ def compare(
             f'the {split} classes are in another order than in {file}, so that its {label!r} '
             f'counts as {name!r}: write metainfo=dict(classes={quoted(labels)})'
         )
+    elif len(labels) > len(classes):
+        yield wrong(
+            f'{file} gives labels up to {len(labels) - 1} ({labels[-1]!r}), but there are '
+            f'{len(classes)} {split} classes: write metainfo=dict(classes={quoted(labels)})'
+        )
     elif absent:
         text = f'{split} classes {some(absent)} are not in {file}{hint}: nothing has these labels'
         yield wrong(text) if any(near.values()) else doubt(text)
@@ -89,7 +94,7 @@ def check_same_classes(run: Run) -> Iterator[Finding]:
 def check_heads(run: Run) -> Iterator[Finding]:
     """Every head has as many classes as the data, as in mmdet's ``NumClassCheckHook``."""
     sizes: dict[int, list[str]] = {}
-    allowed: dict[str, set[int]] = {}
+    allowed: dict[int, set[int]] = {}
     for split in run.splits:
         for leaf, (info, *_) in ((leaf, info) for leaf, info in split.looked_at if info):
             classes = class_names(leaf)
@@ -98,11 +103,11 @@ def check_heads(run: Run) -> Iterator[Finding]:
                 names += [split.name] if split.name not in names else []
                 meta = leaf.metainfo  # a panoptic data set has heads for parts of the classes
                 things, stuff = (len(meta.get(f'{x}_classes', ())) for x in ('thing', 'stuff'))
-                allowed[split.name] = {len(classes)} | ({things, stuff + 1} if things else set())
+                allowed[len(classes)] = {len(classes), *([things, stuff + 1] if things else [])}
     for path, head in heads(run.model) if run.model is not None else ():
         for number, names in sizes.items():
             names = [n for n in names if n != 'test' or not is_auxiliary(path)]
-            if names and head.num_classes not in allowed[names[0]]:
+            if names and head.num_classes not in allowed[number]:
                 yield wrong(
                     f'model.{path}.num_classes is {head.num_classes}, but the '
                     f'{" and ".join(names)} data has {number} classes: set it to {number}'
@@ -182,7 +187,7 @@ def compare_images(split: Split, leaves: Sequence[Any], file: str) -> Iterator[F
         info
         for info in given
         if (image := known.get(info['img_id'])) is None
-        or Path(image['file_name']).name != Path(info['img_path']).name
+        or Path(image.get('file_name', info['img_path'])).name != Path(info['img_path']).name
     ]
     both = [i for i in given if i.get('instances') and truth.get(i['img_id'])]
     other = [i for i in both if not corners(i) & truth[i['img_id']]]

@@ -144,6 +144,12 @@ def transforms(leaf: Any) -> list[Any]:
     return list(getattr(getattr(leaf, 'pipeline', None), 'transforms', []))
 
 
+def is_local(leaf: Any) -> bool:
+    """Whether a data set and its loading steps read ordinary files."""
+    parts = [getattr(part, 'backend_args', None) for part in (leaf, *transforms(leaf))]
+    return all((args or {}).get('backend', 'local') == 'local' for args in parts)
+
+
 def processes() -> int:
     """How many processes train together, as torchrun, Slurm and MPI tell."""
     names = ('WORLD_SIZE', 'SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')

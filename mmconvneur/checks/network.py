@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,13 +77,10 @@ def starved_layer(model: nn.Module, shape: tuple[int, ...]) -> str | None:
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
-    try:
+    with contextlib.suppress(Exception):  # whatever else it refuses, training will say
         forward(model, shape)
-    except Exception:  # whatever else it refuses, training will say
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
+    for handle in handles:
+        handle.remove()
     return starved[0] if starved else None
 
 
@@ -122,10 +120,7 @@ def estimate_memory(run: Run) -> dict[str, int]:
     batch = next((s.loader.get('batch_size') for s in run.splits if s.name == 'train'), None)
     on_meta = all(parameter.is_meta for parameter in parameters)
     if batch and run.input_shape and on_meta:
-        try:
-            parts['activations'] = kept_bytes(run.model, (batch, *run.input_shape))
-        except Exception:  # an operator that has no meta form
-            pass
+        parts['activations'] = kept_bytes(run.model, (batch, *run.input_shape))
     return parts
 
 
@@ -140,6 +135,7 @@ def kept_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
             kept.setdefault(storage._cdata, x)  # held, so that no other storage gets its number
         return x
 
-    with saved_tensors_hooks(keep, lambda x: x):
+    # A head that needs more than the maps, or an operator that has no meta form, ends the count.
+    with saved_tensors_hooks(keep, lambda x: x), contextlib.suppress(Exception):
         forward(model, shape)
     return sum(x.untyped_storage().nbytes() for x in kept.values())

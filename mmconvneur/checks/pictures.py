@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from .classes import heads, lacks_masks
-from .data import Run, Split, class_names, leaves, number_of_images, transforms
+from .data import Run, Split, class_names, is_local, leaves, number_of_images, transforms
 from .findings import Finding, doubt, some, wrong
 
 SIZES = 500  # pictures whose size is compared at most
@@ -53,9 +53,11 @@ def check_files(run: Run) -> Iterator[Finding]:
     """Pictures and label maps exist and are complete."""
     for split in run.splits:
         for leaf, looked_at in split.looked_at:
+            if not is_local(leaf):
+                continue
             for key in FILES:
                 paths = [i[key] for i in looked_at if isinstance(i.get(key), str)]
-                if key == 'seg_map_path' and not loads(leaf, 'with_seg'):
+                if not reads(leaf, key):
                     continue
                 bad = {path: why for path in paths if (why := damage(path))}
                 for why in dict.fromkeys(bad.values()):
@@ -67,6 +69,17 @@ def check_files(run: Run) -> Iterator[Finding]:
                         + ': get it again, or mend data_prefix and the suffixes'
                     )
             yield from check_sizes(split, looked_at[:: -(-len(looked_at) // SIZES) or 1])
+
+
+def reads(leaf: Any, key: str) -> bool:
+    """Whether a loading step of mmcv, mmdet or mmseg opens this file as it is named."""
+    for step in transforms(leaf):
+        kind = type(step)
+        theirs = kind.__module__.partition('.')[0] in ('mmcv', 'mmdet', 'mmseg')
+        images = any(base.__name__ == 'LoadImageFromFile' for base in kind.__mro__)
+        if theirs and (images if key == 'img_path' else getattr(step, 'with_seg', False)):
+            return True
+    return False
 
 
 def check_sizes(split: Split, looked_at: list[dict]) -> Iterator[Finding]:
@@ -93,7 +106,7 @@ def check_sizes(split: Split, looked_at: list[dict]) -> Iterator[Finding]:
 
 def damage(path: str | None) -> str | None:
     """What is wrong with a local picture: it is missing, empty or cut off."""
-    if path is None or '://' in path:
+    if path is None or '://' in path or os.path.isdir(path):
         return None
     try:
         with open(path, 'rb') as file:
@@ -149,10 +162,12 @@ def check_label_maps(run: Run) -> Iterator[Finding]:
     """Label maps, as the pipeline loads them, hold the numbers of the classes."""
     for split in run.splits:
         for leaf, looked_at in split.looked_at:
-            step = next((s for s in transforms(leaf) if getattr(s, 'with_seg', False)), None)
+            steps = [s for s in transforms(leaf) if getattr(s, 'with_seg', False)]
             maps = [i for i in looked_at if i.get('seg_map_path') and not damage(i['seg_map_path'])]
             number = number_of_labels(run, leaf, maps)
-            if step is not None and maps and number:
+            # Panoptic maps are colour pictures.
+            plain = maps and 'segments_info' not in maps[0]
+            for step in steps[:1] if plain and number and reads(leaf, 'seg_map_path') else ():
                 yield from look_into_maps(split, leaf, maps, step, number)
 
 
@@ -176,7 +191,8 @@ def look_into_maps(
     for info in maps[:: -(-len(maps) // MAPS)]:
         file = info['seg_map_path']
         try:
-            result = copy.deepcopy(step)(copy.deepcopy(dict(info, ori_shape=None)))
+            result = copy.deepcopy(info)
+            copy.deepcopy(step)._load_seg_map(result)  # of mmcv, mmdet and mmseg
             labels = np.asarray(result['gt_seg_map'])
         except Exception as error:
             yield wrong(f'{file} of the {what} cannot be loaded: {" ".join(str(error).split())}')

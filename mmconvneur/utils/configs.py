@@ -159,6 +159,8 @@ def check_data(cfg: Config, *splits: str) -> None:
 def missing_data(cfg: Config, split: str) -> Iterator[str]:
     """What the files and folders are whose data is missing or empty, and the cure."""
     for dataset in datasets(cfg.get(f'{split}_dataloader')):
+        if (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
+            continue
         root = dataset.get('data_root') or ''
         paths = {'annotations': dataset.get('ann_file'), **dataset.get('data_prefix', {})}
         for what, path in paths.items():
