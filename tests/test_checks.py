@@ -8,11 +8,13 @@ import errno
 import functools
 import json
 import math
+import multiprocessing
 import os
+import runpy
 import shutil
-import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -210,7 +212,6 @@ SPOIL = {
     ('name', 'file'),
     [
         (DETECTION, 'images/train/000003.png'),
-        (SEGMENTATION, 'images/train/000003.png'),
         (SEGMENTATION, 'semantic/train/000003.png'),
     ],
 )
@@ -442,23 +443,21 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 
 def test_a_work_folder_is_of_one_training(tmp_path):
-    code = (
-        'import sys; from mmconvneur.checks.folders import hold; hold(sys.argv[1]); '
-        "print('held', flush=True); sys.stdin.read()"
-    )
-    other = subprocess.Popen(
-        [sys.executable, '-c', code, tmp_path],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert other.stdout.readline() == 'held\n'
+    held = multiprocessing.get_context('fork').Event()
+    other = multiprocessing.get_context('fork').Process(target=hold_and_wait, args=(tmp_path, held))
+    other.start()
+    held.wait()
     with pytest.raises(UsageError, match=f'running in {tmp_path} .process {other.pid} on'):
         folders.hold(tmp_path)
     other.kill()
-    other.communicate()
+    other.join()
     folders.hold(tmp_path)
+
+
+def hold_and_wait(folder: Path, held: multiprocessing.Event) -> None:
+    folders.hold(folder)
+    held.set()
+    time.sleep(1000)
 
 
 def runner_of(model: torch.nn.Module, loss: float, **more: object) -> SimpleNamespace:
@@ -539,19 +538,18 @@ def test_everything_is_said_at_once(sample, tmp_path):
     assert all(any(part in text for text in caught.value.messages) for part in parts)
 
 
-def test_the_tool_prints_tables_and_all_mistakes(sample):
-    def check(*options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, ROOT / 'tools/check.py', DETECTION, *options]
-        return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+def test_the_tool_prints_tables_and_all_mistakes(sample, monkeypatch, capsys):
+    def check(*options: str) -> None:
+        monkeypatch.setattr(sys, 'argv', ['check.py', DETECTION, *options])
+        runpy.run_path(str(ROOT / 'tools' / 'check.py'), run_name='__main__')
 
-    good = check()
-    assert good.returncode == 0, good.stderr
+    monkeypatch.setenv('COLUMNS', '160')
+    check()
+    printed = capsys.readouterr().out
     for part in ('CocoDataset', '24', 'triangle', '96 x 96', 'CosineAnnealingLR', 'activations'):
-        assert part in good.stdout
-    bad = check('--cfg-options', 'max_epochs=1', 'model.roi_head.bbox_head.num_classes=3')
-    assert bad.returncode == 1 and 'Traceback' not in bad.stderr
-    errors = [line for line in bad.stderr.splitlines() if line.startswith('error: ')]
+        assert part in printed
+    with pytest.raises(SystemExit) as stopped:
+        check('--cfg-options', 'max_epochs=1', 'model.roi_head.bbox_head.num_classes=3')
+    assert stopped.value.code == 1
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith('error: ')]
     assert len(errors) == 2 and 'max_epochs' in errors[0] and 'bbox_head' in errors[1]
-
-
-ENVIRONMENT = dict(os.environ, COLUMNS='160', OMP_NUM_THREADS='1')

@@ -16,7 +16,7 @@ from mmengine.registry import METRICS
 from torch import nn
 
 from ..utils.configs import as_list
-from .data import Run, Split, class_names, infos, number_of_images
+from .data import Run, Split, class_names, infos, number_of_images, resolve
 from .findings import Finding, doubt, some, wrong
 
 
@@ -168,8 +168,7 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
 
 
 def is_coco(kind: object) -> bool:
-    kind = METRICS.get(kind) if isinstance(kind, str) else kind
-    names = [base.__name__ for base in getattr(kind, '__mro__', ())]
+    names = [base.__name__ for base in getattr(resolve(METRICS, kind), '__mro__', ())]
     return 'CocoMetric' in names and 'CocoPanopticMetric' not in names
 
 
@@ -268,4 +267,4 @@ def closest(name: str, choices: Sequence[str]) -> str | None:
 
 
 def quoted(names: Sequence[str]) -> str:
-    return f'({", ".join(map(repr, names))},)' if len(names) < 30 else 'the categories of the file'
+    return repr(tuple(names)) if len(names) < 30 else 'the categories of the file'

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, Registry
 from torch import nn
 
 from ..utils.arguments import usage_message
@@ -132,6 +132,14 @@ def infos(leaf: Any, most: int | None = None) -> Iterator[dict]:
         return
     for index in range(0, number, max(1, -(-number // (most or number or 1)))):
         yield leaf.get_data_info(index)
+
+
+def resolve(registry: Registry, kind: object) -> object:
+    """The class that a ``type`` names in the default scope, or is."""
+    if not isinstance(kind, str):
+        return kind
+    with registry.switch_scope_and_registry(None) as scoped:
+        return scoped.get(kind)
 
 
 def class_names(leaf: Any) -> list[str] | None:

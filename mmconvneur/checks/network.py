@@ -127,12 +127,12 @@ def estimate_memory(run: Run) -> dict[str, int]:
 def kept_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
     """Bytes of the tensors that autograd keeps for the backward pass, each once."""
     kept: dict[int, Tensor] = {}
-    own = {id(parameter) for parameter in model.parameters()}
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
 
     def keep(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if id(x) not in own:
-            kept.setdefault(storage._cdata, x)  # held, so that no other storage gets its number
+        number = x.untyped_storage()._cdata
+        if number not in own:
+            kept.setdefault(number, x)  # held, so that no other storage gets its number
         return x
 
     # A head that needs more than the maps, or an operator that has no meta form, ends the count.

@@ -12,7 +12,7 @@ from mmengine.registry import DATA_SAMPLERS
 from mmengine.runner import Runner
 
 from ..utils.configs import as_list
-from .data import Run, processes
+from .data import Run, processes, resolve
 from .findings import Finding, doubt, some, wrong
 
 ENDLESS = ('MultiSourceSampler', 'GroupMultiSourceSampler')  # mmdet's, of no length
@@ -42,8 +42,7 @@ def check_loaders(run: Run) -> Iterator[Finding]:
 
 
 def is_endless(sampler: Any) -> bool:
-    kind = sampler.get('type') if isinstance(sampler, dict) else None
-    kind = DATA_SAMPLERS.get(kind) if isinstance(kind, str) else kind
+    kind = resolve(DATA_SAMPLERS, sampler.get('type') if isinstance(sampler, dict) else None)
     return inspect.isclass(kind) and (
         issubclass(kind, InfiniteSampler) or any(c.__name__ in ENDLESS for c in kind.__mro__)
     )
