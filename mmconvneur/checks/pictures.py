@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
+import mmcv
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -23,6 +25,7 @@ SIZES = 500  # pictures whose size is compared at most
 MAPS, PIXELS = 64, 60_000_000  # label maps that are read at most
 IGNORED = 255
 FILES = ('img_path', 'seg_map_path')
+CUT_OFF = 'is cut off'
 ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND'}  # JPEG and PNG: first bytes, mark of the end
 
 
@@ -63,7 +66,9 @@ def check_files(run: Run) -> Iterator[Finding]:
                 for why in dict.fromkeys(bad.values()):
                     named = [path for path in paths if bad.get(path) == why]
                     what = 'image' if key == 'img_path' else 'label map'
-                    yield wrong(
+                    # OpenCV fills up a JPEG, as mmdet and mmseg accept; Pillow reads label maps.
+                    filled = key == 'img_path' and why == CUT_OFF and all(map(loads_cut_off, named))
+                    yield (doubt if filled else wrong)(
                         f'{named[0]}, {what} of the {split.name} data, {why}'
                         + f', with {len(named) - 1} more of {len(paths)}' * (len(named) > 1)
                         + ': get it again, or mend data_prefix and the suffixes'
@@ -118,7 +123,14 @@ def damage(path: str | None) -> str | None:
         return f'cannot be read ({error.strerror})'
     if not length:
         return 'is empty (0 bytes)'
-    return 'is cut off' if ENDS.get(start, b'') not in rest else None
+    return CUT_OFF if ENDS.get(start, b'') not in rest else None
+
+
+def loads_cut_off(path: str) -> bool:
+    try:
+        return mmcv.imfrombytes(Path(path).read_bytes()) is not None
+    except cv2.error:
+        return False
 
 
 def picture_size(path: str) -> tuple[int, int] | None:
