@@ -66,7 +66,7 @@ def check_files(run: Run) -> Iterator[Finding]:
                 for why in dict.fromkeys(bad.values()):
                     named = [path for path in paths if bad.get(path) == why]
                     what = 'image' if key == 'img_path' else 'label map'
-                    # OpenCV fills up a JPEG, as mmdet and mmseg accept; Pillow reads label maps.
+                    # OpenCV reads some: cameras append data, and old versions fill up a JPEG.
                     filled = key == 'img_path' and why == CUT_OFF and all(map(loads_cut_off, named))
                     yield (doubt if filled else wrong)(
                         f'{named[0]}, {what} of the {split.name} data, {why}'
