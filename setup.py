@@ -20,6 +20,7 @@ TESTED = runpy.run_path(str(ROOT / 'mmconvneur' / 'utils' / 'environment.py'))['
 # The others work in the repository alone.
 TOOLS = (
     'browse_dataset',
+    'check',
     'convert_checkpoint',
     'demo',
     'plot_training',

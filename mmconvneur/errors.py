@@ -11,6 +11,14 @@ class UsageError(ValueError):
     """
 
 
+class UsageErrors(UsageError):
+    """Several mistakes at once, one line each."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__('; '.join(messages))
+        self.messages = messages
+
+
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     """Raise ``UsageError`` listing the valid ``choices`` unless ``value`` is one of them."""
     choices = list(choices)

@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 SHIPPED_TOOLS = (
     'browse_dataset',
+    'check',
     'convert_checkpoint',
     'demo',
     'plot_training',

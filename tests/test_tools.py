@@ -167,16 +167,16 @@ def test_browse_draws_the_training_images(config, sample_dir, tmp_path, monkeypa
 
 # --------------------------------------------------------------------------------- bad input
 def failing(monkeypatch, capsys, tool: str, *args: object) -> str:
-    """The message of a tool that stops with exit status 1 and one line."""
+    """The messages of a tool that stops with exit status 1, one line each."""
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(TOOLS / f'{tool}.py'), run_name='__main__')
     assert stopped.value.code == 1
     printed = capsys.readouterr().err.strip()
     assert 'Traceback' not in printed
-    line = printed.splitlines()[-1]
-    assert line.startswith('error: ')
-    return line
+    lines = printed.splitlines()
+    assert lines[-1].startswith('error: ')
+    return '\n'.join(line for line in lines if line.startswith('error: '))
 
 
 @pytest.mark.parametrize(

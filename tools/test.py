@@ -14,11 +14,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from mmconvneur.apis.model_zoo import find_weights
+from mmconvneur.checks.look import hand_over, look
 from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook
 from mmconvneur.engine.outputs import LabelMapHook, PictureHook
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
-from mmconvneur.utils.configs import check_data, datasets, load_config
+from mmconvneur.utils.configs import datasets, load_config
 from mmconvneur.utils.runner import build_runner, set_work_dir
 
 
@@ -34,11 +35,22 @@ def main() -> None:
     args = parse(parser)
     cfg = load_config(args)
     set_work_dir(cfg, args)
-    check_data(cfg, 'test')
     cfg.load_from, cfg.resume = str(find_weights(args.checkpoint)), False
     detection = cfg.default_scope == 'mmdet'
     if args.out and detection and not args.out.endswith(('.pkl', '.pickle')):
         raise UsageError(f'--out {args.out}: for detection give the name of a .pkl file')
+    is_file = args.out and detection
+    run = look(
+        cfg,
+        args,
+        'test',
+        folders={
+            '--work-dir': cfg.work_dir,
+            '--show-dir': args.show_dir,
+            '--out': None if is_file else args.out,
+        },
+        files={'--out': args.out if is_file else None},
+    )
     hooks = [LoadReportHook(complete=True), ProgressBarHook()]
     if args.show_dir:
         hooks.append(PictureHook(args.show_dir, **drawing_options(cfg)))
@@ -47,6 +59,8 @@ def main() -> None:
     if args.tta:
         augment(cfg)
     runner = build_runner(cfg, args, hooks)
+    if not args.tta:  # which has a pipeline of its own
+        hand_over(run, runner)
     if args.out and detection:
         test_and_dump(runner, Path(args.out))
     else:
@@ -92,9 +106,12 @@ def test_and_dump(runner: Runner, out: Path) -> None:
 
     partial = out.with_suffix('.partial.pkl')
     runner.test_evaluator.metrics.append(DumpDetResults(str(partial)))
-    runner.test()
-    if runner.rank == 0:
-        os.replace(partial, out)
+    try:
+        runner.test()
+        if runner.rank == 0:
+            os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 if __name__ == '__main__':

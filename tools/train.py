@@ -17,19 +17,14 @@ from mmengine.registry import HOOKS, LOOPS, OPTIM_WRAPPERS
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mmconvneur.apis.model_zoo import find_weights
+from mmconvneur.checks.look import hand_over, look
 from mmconvneur.engine.checkpoints import ATOMIC, latest_checkpoint, read_training
+from mmconvneur.engine.guards import FiniteHook, ScheduleHook
 from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook, ResumeHook
 from mmconvneur.engine.loops import RESUMABLE
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
-from mmconvneur.utils.configs import (
-    check_data,
-    is_subclass,
-    load_config,
-    resolve,
-    scope_of,
-    type_name,
-)
+from mmconvneur.utils.configs import is_subclass, load_config, resolve, scope_of, type_name
 from mmconvneur.utils.runner import build_runner, set_work_dir
 
 
@@ -50,7 +45,7 @@ def main() -> None:
     args = parse(parser)
     cfg = load_config(args)
     set_work_dir(cfg, args)
-    check_data(cfg, 'train', 'val')
+    run = look(cfg, args, 'train', 'val', folders={'--work-dir': cfg.work_dir})
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:
@@ -67,7 +62,9 @@ def main() -> None:
     hook = cfg.default_hooks.checkpoint  # None switches it off
     if hook and is_subclass(resolve(HOOKS, hook['type'], scope_of(cfg)), CheckpointHook):
         hook.setdefault('backend_args', ATOMIC)
-    runner = build_runner(cfg, args, [LoadReportHook(), ResumeHook(), ProgressBarHook()])
+    hooks = [LoadReportHook(), FiniteHook(), ScheduleHook(), ResumeHook(), ProgressBarHook()]
+    runner = build_runner(cfg, args, hooks)
+    hand_over(run, runner)
     warn_of_batch_size(runner, cfg)
     runner.train()
 

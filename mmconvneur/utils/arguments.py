@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import errno
 import functools
 import pickle
 import re
@@ -12,11 +14,16 @@ from collections.abc import Callable
 
 from mmengine.config import DictAction
 
-from ..errors import UsageError
+from ..errors import UsageError, UsageErrors
 from .environment import install
 from .widths import width_problem
 
 BLANK = '\ue000'  # of the private use area: no option has it
+FOR_THE_USER = {  # what a user can mend about a file
+    getattr(errno, name)
+    for name in 'ENOENT EACCES EPERM ENOSPC EDQUOT EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG'.split()
+    if hasattr(errno, name)
+}
 
 
 def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
@@ -30,7 +37,8 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
             message = usage_message(error)
             if message is None:
                 raise
-            print('error:', ' '.join(message.split()), file=sys.stderr)
+            for line in error.messages if isinstance(error, UsageErrors) else [message]:
+                print('error:', ' '.join(line.split()), file=sys.stderr)
             sys.exit(1)
 
     return run
@@ -43,7 +51,8 @@ def usage_message(error: BaseException | None) -> str | None:
         message = f'{error}: {install(error.name)}'
     while error is not None:
         if isinstance(error, UsageError):
-            message = str(error)
+            # PyTorch puts the traceback of a worker process in front of its message.
+            message = str(error).rpartition('UsageError: ')[2]
         elif isinstance(error, (KeyError, TypeError)) and raised_by_registry(error):
             message = f'{error.args[0]}: check the spelling of this type or option in the config'
             if 'unexpected keyword' in message:
@@ -53,8 +62,9 @@ def usage_message(error: BaseException | None) -> str | None:
                 'a checkpoint holds more than tensors, and reading that can run any code: '
                 'if you trust its source, add --trust-checkpoint'
             )
-        elif isinstance(error, (FileNotFoundError, PermissionError)) and error.filename:
-            message = f'{error.filename}: {error.strerror}'
+        elif isinstance(error, OSError) and error.errno in FOR_THE_USER:
+            where = error.filename or 'a file'
+            message = f'{where}: {error.strerror}'
         elif isinstance(error, RuntimeError) and (problem := width_problem(error)):
             message = f'{problem}: change one of them'
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -87,22 +97,6 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class OptionsAction(DictAction):
-    """MMEngine's action, but the blanks inside of values stay: paths and class names have them."""
-
-    @staticmethod
-    def _parse_iterable(val: str) -> object:
-        # Only the blanks around the entries of a list are to go.
-        entries = re.sub(r'(?<=[\[(,]) +| +(?=[\]),])', '', val)
-        return _with_blanks(DictAction._parse_iterable(entries.replace(' ', BLANK)))
-
-
-def _with_blanks(value: object) -> object:
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_with_blanks, value))
-    return value.replace(BLANK, ' ') if isinstance(value, str) else value
-
-
 def config_parser(description: str) -> argparse.ArgumentParser:
     """Arguments of every tool that reads a config."""
     parser = argparse.ArgumentParser(description=description)
@@ -117,8 +111,51 @@ def config_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+class OptionsAction(DictAction):
+    """MMEngine's action, which also takes ``dict(...)`` and ``{...}``, alone and in lists.
+
+    Blanks inside of values stay: paths and class names have them.
+    """
+
+    @staticmethod
+    def _parse_iterable(val: str) -> object:
+        if 'dict(' not in val and '{' not in val:
+            # Only the blanks around the entries of a list are to go.
+            entries = re.sub(r'(?<=[\[(,]) +| +(?=[\]),])', '', val)
+            return _with_blanks(DictAction._parse_iterable(entries.replace(' ', BLANK)))
+        try:
+            return literal(ast.parse(val.strip(), mode='eval').body)
+        except (SyntaxError, ValueError):
+            raise UsageError(
+                f'--cfg-options ...={val} is no Python value: put the whole option in double '
+                'quotes and strings in single ones'
+            ) from None
+
+
+def _with_blanks(value: object) -> object:
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_with_blanks, value))
+    return value.replace(BLANK, ' ') if isinstance(value, str) else value
+
+
+def literal(node: ast.AST) -> object:
+    """The value of an expression of constants, lists, tuples and dicts; it runs no code."""
+    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
+        if all(keyword.arg for keyword in node.keywords):
+            return {keyword.arg: literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.Dict) and all(node.keys):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {literal(key): literal(value) for key, value in pairs}
+    if isinstance(node, (ast.List, ast.Tuple)):
+        values = [literal(value) for value in node.elts]
+        return values if isinstance(node, ast.List) else tuple(values)
+    return ast.literal_eval(node)
+
+
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     try:
         return parser.parse_args()
+    except UsageError:
+        raise
     except ValueError:  # from DictAction
         raise UsageError('--cfg-options takes pairs of the form key=value') from None

@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, METRICS, MODELS, Registry
 from mmengine.runner import FlexibleRunner, Runner
 
-from ..errors import UsageError
+from ..errors import UsageError, UsageErrors
 from ..models.backbones.base import StagedBackbone, resolve_out_indices
 from ..weights.reading import load_safely
 from .environment import PROVIDERS, TESTED
@@ -244,19 +244,27 @@ def datasets(dataloader: dict | None) -> Iterator[ConfigDict]:
 
 
 def check_data(cfg: Config, *splits: str) -> None:
-    """Raise ``UsageError`` for the first file or folder of the data that is missing or empty."""
-    for split in splits:
-        for dataset in datasets(cfg.get(f'{split}_dataloader')):
-            root = dataset.get('data_root') or ''
-            paths = {'annotations': dataset.get('ann_file'), **dataset.get('data_prefix', {})}
-            for what, path in paths.items():
-                path = os.path.join(root, path or '')
-                if paths[what] and '://' not in path and not is_filled(Path(path)):
-                    raise UsageError(
-                        f'{path} is missing or empty: put the {split} {WHAT.get(what, what)} of '
-                        f'{type_name(dataset)} there, or set data_root; the sample data is made by '
-                        f'`{sample_command(root)}`'
-                    )
+    """Raise ``UsageErrors`` for the files and folders of the data that are missing or empty."""
+    missing = [text for split in splits for text in missing_data(cfg, split)]
+    if missing:
+        raise UsageErrors(missing)
+
+
+def missing_data(cfg: Config, split: str) -> Iterator[str]:
+    """What the files and folders are whose data is missing or empty, and the cure."""
+    for dataset in datasets(cfg.get(f'{split}_dataloader')):
+        if (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
+            continue
+        root = dataset.get('data_root') or ''
+        paths = {'annotations': dataset.get('ann_file'), **dataset.get('data_prefix', {})}
+        for what, path in paths.items():
+            path = os.path.join(root, path or '')
+            if paths[what] and '://' not in path and not is_filled(Path(path)):
+                yield (
+                    f'{path} is missing or empty: put the {split} {WHAT.get(what, what)} of '
+                    f'{type_name(dataset)} there, or set data_root; the sample data is made by '
+                    f'`{sample_command(root)}`'
+                )
 
 
 WHAT = {
@@ -274,4 +282,4 @@ def sample_command(root: str) -> str:
 
 
 def is_filled(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.is_file()
+    return any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0

@@ -19,8 +19,14 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     content = content.encode() if isinstance(content, str) else content
     partial = Path(f'{path}.partial')
     partial.parent.mkdir(parents=True, exist_ok=True)
-    with partial.open('wb') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        with partial.open('wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise

@@ -1,0 +1,270 @@
+"""Classes of the config, of the annotation files and of the heads."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import mmap
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmengine.registry import METRICS
+from torch import nn
+
+from ..utils.configs import as_list
+from .data import Run, Split, class_names, infos, number_of_images, resolve
+from .findings import Finding, doubt, some, wrong
+
+
+def check_names(run: Run) -> Iterator[Finding]:
+    """Every label of a COCO-style data set is called as in its annotation file."""
+    for split in run.splits:
+        for leaf in split.leaves:
+            classes = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+            if isinstance(classes, str):
+                yield wrong(
+                    f'the classes of the {split.name} data are the string {classes!r}: for one '
+                    f'class write classes=({classes!r},), with a comma'
+                )
+                continue
+            file, ids = getattr(leaf, 'ann_file', None), getattr(leaf, 'cat_ids', None)
+            names = category_names(file) if classes and ids is not None else {}
+            if names:
+                labels = [names.get(i) for i in ids]
+                yield from compare(split.name, list(classes), labels, list(names.values()), file)
+
+
+def compare(
+    split: str, classes: list[str], labels: list[str], categories: list[str], file: str
+) -> Iterator[Finding]:
+    """``labels`` are the names that the annotations give to label 0, 1, ..., of ``categories``."""
+    absent = [name for name in classes if name not in categories]
+    spare = [name for name in categories if name not in classes]
+    near = {name: closest(name, spare) for name in absent}
+    hint = ''.join(f' (did you mean {near[name]}?)' for name in absent[:1] if near[name])
+    shifted = [(name, label) for name, label in zip(classes, labels, strict=False) if name != label]
+    if classes and not labels:
+        yield wrong(
+            f'none of the {split} classes {some(classes)} is in {file}{hint}: it has '
+            f'{some(categories)}'
+        )
+    elif shifted and absent:
+        name, label = shifted[0]
+        text = (
+            f'{split} classes {some(absent)} are not in {file}{hint}, so that its {label!r} counts '
+            f'as {name!r}: write metainfo=dict(classes={quoted(categories)}) or some of these in '
+            'this order'
+        )
+        # A data set that takes all categories by number may spell them in its own way.
+        own = len(labels) == len(categories) == len(classes) and not any(near.values())
+        yield doubt(text) if own else wrong(text)
+    elif shifted:
+        name, label = shifted[0]
+        yield wrong(
+            f'the {split} classes are in another order than in {file}, so that its {label!r} '
+            f'counts as {name!r}: write metainfo=dict(classes={quoted(labels)})'
+        )
+    elif len(labels) > len(classes):
+        yield wrong(
+            f'{file} gives labels up to {len(labels) - 1} ({labels[-1]!r}), but there are '
+            f'{len(classes)} {split} classes: write metainfo=dict(classes={quoted(labels)})'
+        )
+    elif absent:
+        text = f'{split} classes {some(absent)} are not in {file}{hint}: nothing has these labels'
+        yield wrong(text) if any(near.values()) else doubt(text)
+
+
+def check_same_classes(run: Run) -> Iterator[Finding]:
+    """Training and evaluation mean the same by a label."""
+    named = [(s.name, classes) for s in run.splits for x in s.leaves if (classes := class_names(x))]
+    for (name, first), (other, second) in zip(named, named[1:], strict=False):
+        if first != second and len(first) == len(second):
+            label = [a == b for a, b in zip(first, second, strict=True)].index(False)
+            text = (
+                f'label {label} is {first[label]!r} in the {name} data and {second[label]!r} in '
+                f'the {other} data: give both the same metainfo'
+            )
+            yield wrong(text) if sorted(first) == sorted(second) else doubt(text)
+
+
+def check_heads(run: Run) -> Iterator[Finding]:
+    """Every head has as many classes as the data, as in mmdet's ``NumClassCheckHook``."""
+    sizes: dict[int, list[str]] = {}
+    allowed: dict[int, set[int]] = {}
+    for split in run.splits:
+        for leaf, (info, *_) in ((leaf, info) for leaf, info in split.looked_at if info):
+            classes = class_names(leaf)
+            if classes and ('instances' in info or 'seg_map_path' in info):
+                names = sizes.setdefault(len(classes), [])
+                names += [split.name] if split.name not in names else []
+                meta = leaf.metainfo  # a panoptic data set has heads for parts of the classes
+                things, stuff = (len(meta.get(f'{x}_classes', ())) for x in ('thing', 'stuff'))
+                allowed[len(classes)] = {len(classes), *([things, stuff + 1] if things else [])}
+    for path, head in heads(run.model) if run.model is not None else ():
+        for number, names in sizes.items():
+            names = [n for n in names if n != 'test' or not is_auxiliary(path)]
+            if names and head.num_classes not in allowed[number]:
+                yield wrong(
+                    f'model.{path}.num_classes is {head.num_classes}, but the '
+                    f'{" and ".join(names)} data has {number} classes: set it to {number}'
+                )
+
+
+# Heads whose number of classes is not that of the data: a proposal is of one class, HTC's and
+# SCNet's semantic branch has classes of its own, STDC's detail head knows edges, ReID identities.
+OTHER_CLASSES = re.compile(r'(^|\.)(rpn_head|semantic_head|reid)(\.|$)')
+OTHER_HEADS = ('STDCHead', 'LinearReIDHead')
+
+
+def heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    if getattr(model, 'language_model', None) is not None:
+        return  # its classes are words
+    for path, module in model.named_modules():
+        name = re.sub(r'(\.\d+)+$', '', path).rpartition('.')[2]
+        if (
+            name.endswith('head')
+            and isinstance(getattr(module, 'num_classes', None), int)
+            and not OTHER_CLASSES.search(path)
+            and type(module).__name__ not in OTHER_HEADS
+            and not getattr(module, 'class_agnostic', False)
+        ):
+            yield path, module
+
+
+def is_auxiliary(path: str) -> bool:
+    return path.startswith('auxiliary_head')
+
+
+def check_evaluator(run: Run) -> Iterator[Finding]:
+    """The annotation file of a COCO metric is that of the images it will be given."""
+    for split in run.splits:
+        evaluator = run.cfg.get(f'{split.name}_evaluator')
+        if isinstance(evaluator, dict) and 'metrics' in evaluator:
+            evaluator = evaluator['metrics']
+        for metric in as_list(evaluator):
+            if not is_coco(metric.get('type')):
+                continue
+            yield from check_masks_of_metric(run, split, metric)
+            file = metric.get('ann_file')
+            ours = [leaf for leaf in split.leaves if hasattr(leaf, 'cat_ids')]
+            if not file or '://' in str(file) or not ours or len(ours) < len(split.leaves):
+                continue
+            if not Path(file).is_file():
+                yield wrong(f'{split.name}_evaluator.ann_file={file} does not exist')
+                continue
+            there = category_names(file).values()
+            missing = [name for name in class_names(ours[0]) or () if name not in there]
+            if missing and number_of_images(ours[0]):
+                yield wrong(
+                    f'{split.name}_evaluator.ann_file={file} has no {some(missing)}: a prediction '
+                    'of such a class ends the evaluation; take the annotation file of the data'
+                )
+            if not (len(ours) == 1 and same_file(file, ours[0].ann_file)):
+                yield from compare_images(split, ours, file)
+
+
+def is_coco(kind: object) -> bool:
+    names = [base.__name__ for base in getattr(resolve(METRICS, kind), '__mro__', ())]
+    return 'CocoMetric' in names and 'CocoPanopticMetric' not in names
+
+
+def compare_images(split: Split, leaves: Sequence[Any], file: str) -> Iterator[Finding]:
+    annotations = json.loads(Path(file).read_text())
+    known = {image['id']: image for image in annotations.get('images', ())}
+    truth: dict[Any, set] = {}
+    for box in annotations.get('annotations', ()):
+        truth.setdefault(box['image_id'], set()).add(tuple(round(x) for x in box['bbox'][:2]))
+    given = [info for leaf in leaves for info in infos(leaf)]
+    own = some({str(leaf.ann_file) for leaf in leaves})
+    cure = f'the data has {own}: give the evaluator the same file'
+    name = f'{split.name}_evaluator.ann_file={file}'
+    strange = [
+        info
+        for info in given
+        if (image := known.get(info['img_id'])) is None
+        or Path(image.get('file_name', info['img_path'])).name != Path(info['img_path']).name
+    ]
+    both = [i for i in given if i.get('instances') and truth.get(i['img_id'])]
+    other = [i for i in both if not corners(i) & truth[i['img_id']]]
+    if strange:
+        yield wrong(
+            f'{name} is of other images: {len(strange)} of {len(given)} images are not in it, such '
+            f'as {Path(strange[0]["img_path"]).name}; {cure}'
+        )
+    elif both and len(other) == len(both):
+        yield wrong(f'{name} has none of the boxes of the {split.name} data; {cure}')
+    elif len(other) > len(both) / 2:
+        yield doubt(f'{name} has other boxes in {len(other)} of {len(both)} images; {cure}')
+    elif len(given) < len(known):
+        yield doubt(
+            f'{name} has {len(known)} images and the {split.name} data {len(given)}: all objects '
+            'of the others count as missed'
+        )
+
+
+def corners(info: dict) -> set[tuple[int, int]]:
+    return {tuple(round(x) for x in instance['bbox'][:2]) for instance in info['instances']}
+
+
+def check_masks_of_metric(run: Run, split: Split, metric: dict) -> Iterator[Finding]:
+    if 'segm' not in (metric.get('metric') or ()):
+        return
+    roi_head = getattr(run.model, 'roi_head', None)
+    if roi_head is not None and not getattr(run.model, 'with_mask', True):
+        yield wrong(
+            f"{split.name}_evaluator.metric has 'segm', but the model makes no masks: write "
+            "metric='bbox'"
+        )
+    for leaf, looked_at in split.looked_at:
+        if bare := next((i for i in looked_at if lacks_masks(i)), None):
+            yield wrong(
+                f"{split.name}_evaluator.metric has 'segm', but {leaf.ann_file} has no masks "
+                f"(segmentation) for {Path(bare['img_path']).name}: write metric='bbox'"
+            )
+
+
+def lacks_masks(info: dict) -> bool:
+    return any('mask' not in instance for instance in info.get('instances', ()))
+
+
+def category_names(file: str | os.PathLike | None) -> dict[Any, str]:
+    """The categories of a COCO-style file by their number; empty for any other file.
+
+    Only this list is parsed: a whole file of COCO takes ten seconds.
+    """
+    if not file or not Path(file).is_file() or not Path(file).stat().st_size:
+        return {}
+    return dict(_category_names(os.path.abspath(file), os.stat(file).st_mtime_ns))
+
+
+@functools.lru_cache
+def _category_names(file: str, changed: int) -> tuple[tuple[Any, str], ...]:
+    with open(file, 'rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
+        for start in re.finditer(rb'"categories"\s*:\s*(?=\[)', text):
+            for length in (2**20, len(text)):
+                part = text[start.end() : start.end() + length].decode(errors='ignore')
+                try:
+                    listed, _ = json.JSONDecoder().raw_decode(part)
+                    return tuple((category['id'], category['name']) for category in listed)
+                except (ValueError, TypeError, KeyError):
+                    continue
+    return ()
+
+
+def same_file(one: str, other: str) -> bool:
+    return Path(one).is_file() and Path(other).is_file() and os.path.samefile(one, other)
+
+
+def closest(name: str, choices: Sequence[str]) -> str | None:
+    """A choice that differs in little more than case and a letter."""
+    plain = {choice.lower().strip(): choice for choice in choices}
+    near = difflib.get_close_matches(name.lower().strip(), plain, n=1, cutoff=0.75)
+    return plain[near[0]] if near else None
+
+
+def quoted(names: Sequence[str]) -> str:
+    return repr(tuple(names)) if len(names) < 30 else 'the categories of the file'

@@ -1,0 +1,141 @@
+"""The model of a config without memory for its weights: batch norm, and an estimate of memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+from ..utils.arguments import usage_message
+from .data import Run, processes
+from .findings import Finding, wrong
+
+BYTES_OF_STATE = dict(SGD=4, Adam=8, AdamW=8)  # per trained parameter, momentum or two moments
+
+
+def build_model(cfg: Config) -> tuple[nn.Module | None, list[Finding]]:
+    """The model on the device ``meta``; ``None`` for one that cannot be built, or not there.
+
+    What is a user's mistake is a finding, anything else is left to the runner.
+    """
+    for device in ('meta', 'cpu'):  # some networks compute with numbers while they are built
+        try:
+            with torch.device(device):
+                return revert_sync_batchnorm(MODELS.build(cfg.model)), []
+        except Exception as error:
+            message = usage_message(error)
+            if message is not None:
+                return None, [wrong(message)]
+    return None, []
+
+
+def check_batch_norm(run: Run) -> Iterator[Finding]:
+    """No batch norm gets a single value per channel, which it cannot normalise in training."""
+    train = next((split for split in run.splits if split.name == 'train'), None)
+    if train is None or run.model is None or run.input_shape is None or processes() > 1:
+        return
+    size = train.loader.get('batch_size')
+    sizes = {size: f'train_dataloader.batch_size={size}'} if size else {}
+    number = len(train.dataset) if train.dataset is not None else 0
+    by_epoch = 'max_epochs' in (run.cfg.get('train_cfg') or {})
+    if size and by_epoch and not train.loader.get('drop_last') and number % size:
+        sizes.setdefault(
+            number % size,
+            f'the last batch of an epoch ({number} images, train_dataloader.batch_size={size})',
+        )
+    for size, name in sizes.items():
+        if size == 1 and (layer := starved_layer(run.model, (1, *run.input_shape))):
+            yield wrong(
+                f'{name} is one image, and {layer} is a batch norm over one pixel of it, which has '
+                'no deviation: take batches of two or more, train_dataloader.drop_last=True, or '
+                "norm_cfg=dict(type='GN', num_groups=...) in the head"
+            )
+
+
+def starved_layer(model: nn.Module, shape: tuple[int, ...]) -> str | None:
+    """The batch norm that refuses a batch of such a shape, by its name."""
+    starved: list[str] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            x = args[0]
+            if module.training and x.shape[0] * x[0, 0].numel() == 1:
+                starved.append(name)
+
+        return hook
+
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    handles = [
+        module.register_forward_pre_hook(note(name))
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    ]
+    with contextlib.suppress(Exception):  # whatever else it refuses, training will say
+        forward(model, shape)
+    for handle in handles:
+        handle.remove()
+    return starved[0] if starved else None
+
+
+def forward(model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Backbone, neck and the dense heads, in training mode."""
+    device = next(model.parameters()).device
+    model.train()
+    maps = model.extract_feat(torch.zeros(shape, device=device))
+    for name in ('decode_head', 'auxiliary_head', 'rpn_head', 'bbox_head'):
+        head = getattr(model, name, None)
+        several = isinstance(head, nn.ModuleList)
+        if several and name == 'decode_head':  # a cascade
+            output = head[0](maps)
+            for part in head[1:]:
+                output = part(maps, output)
+            continue
+        for part in head if several else [head] * (head is not None):
+            part(maps)
+
+
+def estimate_memory(run: Run) -> dict[str, int]:
+    """Bytes of a training process by what they are for.
+
+    Activations are what autograd keeps of backbone, neck and dense heads, without the heads that
+    look at single objects. The parts that are unknown are left out.
+    """
+    if run.model is None:
+        return {}
+    parameters = list(run.model.parameters())
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    kind = ((run.cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
+    parts = dict(
+        weights=4 * sum(p.numel() for p in parameters),
+        gradients=4 * trained,
+        optimizer=BYTES_OF_STATE.get(kind if isinstance(kind, str) else kind.__name__, 8) * trained,
+    )
+    batch = next((s.loader.get('batch_size') for s in run.splits if s.name == 'train'), None)
+    on_meta = all(parameter.is_meta for parameter in parameters)
+    if batch and run.input_shape and on_meta:
+        parts['activations'] = kept_bytes(run.model, (batch, *run.input_shape))
+    return parts
+
+
+def kept_bytes(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Bytes of the tensors that autograd keeps for the backward pass, each once."""
+    kept: dict[int, Tensor] = {}
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+
+    def keep(x: Tensor) -> Tensor:
+        number = x.untyped_storage()._cdata
+        if number not in own:
+            kept.setdefault(number, x)  # held, so that no other storage gets its number
+        return x
+
+    # A head that needs more than the maps, or an operator that has no meta form, ends the count.
+    with saved_tensors_hooks(keep, lambda x: x), contextlib.suppress(Exception):
+        forward(model, shape)
+    return sum(x.untyped_storage().nbytes() for x in kept.values())

@@ -1,0 +1,108 @@
+"""Tables of what a config trains on and for how long."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import numpy as np
+from rich.table import Table
+
+from .data import Run, Split, class_names, number_of_images, processes
+from .network import estimate_memory
+from .pictures import IGNORED, SIZES, picture_size
+from .training import by_epoch, type_name
+
+
+def tables(run: Run) -> Iterator[Table]:
+    yield data_table(run)
+    yield classes_table(run)
+    yield training_table(run)
+
+
+def data_table(run: Run) -> Table:
+    table = Table('split', 'data set', 'images', 'classes', 'sizes', 'batch', title='Data')
+    for split in run.splits:
+        for leaf in split.leaves:
+            images, classes = number_of_images(leaf), class_names(leaf) or ()
+            batch = str(split.loader.get('batch_size', '-'))
+            row = (type(leaf).__name__, f'{images:,}', str(len(classes)), sizes(split, leaf), batch)
+            table.add_row(split.name, *row)
+    return table
+
+
+def sizes(split: Split, leaf: object) -> str:
+    """The smallest and the largest width and height of the images."""
+    infos = next(looked_at for other, looked_at in split.looked_at if other is leaf)
+    found = [
+        (info['width'], info['height']) if 'width' in info else picture_size(info['img_path'])
+        for info in infos[:: -(-len(infos) // SIZES) or 1]
+        if 'img_path' in info
+    ]
+    found = [size for size in found if size]
+    if not found:
+        return '-'
+    low, high = np.min(found, axis=0), np.max(found, axis=0)
+    small, large = f'{low[0]} x {low[1]}', f'{high[0]} x {high[1]}'
+    return small if small == large else f'{small} to {large}'
+
+
+def classes_table(run: Run) -> Table:
+    """Objects per class, or the share of pixels in label maps."""
+    columns = []
+    for split in run.splits:
+        images = sum(map(number_of_images, split.leaves))
+        looked_at = sum(len(infos) for _, infos in split.looked_at)
+        if split.pixels is not None:
+            shares = 100 * split.pixels / max(1, split.pixels[:IGNORED].sum())
+            columns.append((f'{split.name}, % of pixels', [f'{share:.1f}' for share in shares]))
+        else:
+            labels = Counter(
+                instance['bbox_label']
+                for _, infos in split.looked_at
+                for info in infos
+                for instance in info.get('instances', ())
+                if 'bbox_label' in instance
+            )
+            part = f' ({looked_at} of {images} images)' if looked_at < images else ''
+            counts = [f'{labels[i]:,}' for i in range(max(labels, default=-1) + 1)]
+            columns.append((f'{split.name}, objects{part}', counts))
+    named = (class_names(leaf) for split in run.splits for leaf in split.leaves)
+    names = next((names for names in named if names), [])
+    table = Table('class', *(title for title, _ in columns), title='Classes')
+    for i, name in enumerate(names):
+        table.add_row(name, *(counts[i] if i < len(counts) else '0' for _, counts in columns))
+    return table
+
+
+def training_table(run: Run) -> Table:
+    table = Table('', '', title='Training', show_header=False)
+    loop = run.cfg.get('train_cfg') or {}
+    train = next((split for split in run.splits if split.name == 'train'), None)
+    images = len(train.dataset) if train is not None and train.dataset is not None else 0
+    batch = processes() * (train.loader.get('batch_size') or 0) if train is not None else 0
+    if by_epoch(run):
+        steps = loop.max_epochs * -(-images // batch) if batch else 0
+        length = f'{loop.max_epochs} epochs, {steps:,} iterations'
+    else:
+        length = f'{loop.get("max_iters", 0):,} iterations'
+        length += f', {loop.max_iters * batch / images:.1f} epochs' if images and loop else ''
+    table.add_row('length', length)
+    table.add_row('batch', f'{batch} in {processes()} process(es)')
+    if run.input_shape:
+        table.add_row('input', ' x '.join(map(str, run.input_shape)))
+    schedulers = run.cfg.get('param_scheduler') or []
+    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
+    for scheduler in schedulers:
+        unit = 'epochs' if scheduler.get('by_epoch', True) else 'iterations'
+        span = f'{scheduler.get("begin", 0)} to {scheduler.get("end", "the end")} {unit}'
+        table.add_row('schedule', f'{type_name(scheduler)}, {span}')
+    optimizer = (run.cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    if optimizer:
+        table.add_row('optimizer', f'{type_name(optimizer)}, rate {optimizer.get("lr", "-")}')
+    memory = estimate_memory(run)
+    if memory:
+        parts = ', '.join(f'{name} {size / 2**30:.2f}' for name, size in memory.items())
+        total = sum(memory.values()) / 2**30
+        table.add_row('memory', f'about {total:.2f} GiB or more without --amp ({parts})')
+    return table

@@ -1,0 +1,157 @@
+"""Loops, samplers, workers and schedules of a config, and what the command line changed."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import InfiniteSampler
+from mmengine.registry import DATA_SAMPLERS
+from mmengine.runner import Runner
+
+from ..utils.configs import as_list
+from .data import Run, processes, resolve
+from .findings import Finding, doubt, some, wrong
+
+ENDLESS = ('MultiSourceSampler', 'GroupMultiSourceSampler')  # mmdet's, of no length
+NEEDS_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')
+
+
+def check_loaders(run: Run) -> Iterator[Finding]:
+    for split in run.splits:
+        name, loader = f'{split.name}_dataloader', split.loader
+        ends = split.name != 'train' or by_epoch(run)
+        if ends and is_endless(loader.get('sampler')):
+            kind = type_name(loader.sampler)
+            use = 'an epoch' if split.name == 'train' else 'an evaluation'
+            yield wrong(
+                f'{name}.sampler is {kind}, which never ends, so that {use} does not either: take '
+                f"dict(type='DefaultSampler', shuffle={split.name == 'train'})"
+                + ', or IterBasedTrainLoop'
+                * (split.name == 'train')
+            )
+        for option in NEEDS_WORKERS if not loader.get('num_workers') else ():
+            if loader.get(option):
+                off = 'False' if loader[option] is True else 'None'
+                yield wrong(
+                    f'{name}.{option}={loader[option]} needs workers, and num_workers is 0: set '
+                    f'num_workers, or {option}={off}'
+                )
+
+
+def is_endless(sampler: Any) -> bool:
+    kind = resolve(DATA_SAMPLERS, sampler.get('type') if isinstance(sampler, dict) else None)
+    return inspect.isclass(kind) and (
+        issubclass(kind, InfiniteSampler) or any(c.__name__ in ENDLESS for c in kind.__mro__)
+    )
+
+
+def type_name(cfg: dict) -> str:
+    kind = cfg.get('type')
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+
+
+def by_epoch(run: Run) -> bool:
+    return (run.cfg.get('train_cfg') or {}).get('max_epochs') is not None
+
+
+def check_schedule(run: Run) -> Iterator[Finding]:
+    """The learning rate's schedule is as long as the training."""
+    train = next((split for split in run.splits if split.name == 'train'), None)
+    loop = run.cfg.get('train_cfg') or {}
+    unit = 'epoch' if by_epoch(run) else 'iteration'
+    total = loop.get('max_epochs') if by_epoch(run) else loop.get('max_iters')
+    schedulers = [s for s in as_list(run.cfg.get('param_scheduler')) if not is_warmup(s)]
+    if train is None or not total or not schedulers:
+        return
+    ends = []
+    for scheduler in schedulers:
+        if scheduler.get('by_epoch', True) and unit == 'iteration':
+            yield doubt(
+                f'{type_name(scheduler)} steps once an epoch (by_epoch=True), but train_cfg counts '
+                'iterations, so that it never steps: set by_epoch=False'
+            )
+            return
+        end = last_step(scheduler)
+        if end is None:
+            return
+        if not scheduler.get('by_epoch', True) and unit == 'epoch':
+            if train.dataset is None or not train.loader.get('batch_size'):
+                return
+            end /= max(1, len(train.dataset) // (train.loader.batch_size * processes()))
+        ends.append(end)
+    end, limit = max(ends), f'train_cfg.max_{"epochs" if by_epoch(run) else "iters"}={total}'
+    last = type_name(schedulers[ends.index(end)])
+    if end < 0.99 * total:
+        yield doubt(
+            f'the schedule of the learning rate ends at {unit} {end:g} ({last}), and {limit} goes '
+            'on at its last rate: set end, T_max and milestones of param_scheduler for the whole '
+            'training'
+        )
+    elif end > 1.01 * total + 1:
+        yield doubt(
+            f'the schedule of the learning rate goes on to {unit} {end:g} ({last}), but {limit} '
+            'stops before: set end, T_max and milestones of param_scheduler to the same'
+        )
+
+
+WARMUPS = ('LinearLR', 'LinearParamScheduler', 'QuadraticWarmupLR')
+
+
+def is_warmup(scheduler: ConfigDict) -> bool:
+    start, end = scheduler.get('start_factor', 1 / 3), scheduler.get('end_factor', 1.0)
+    return not scheduler.get('begin') and type_name(scheduler) in WARMUPS and start <= end
+
+
+def last_step(scheduler: ConfigDict) -> int | None:
+    """Where a schedule ends; ``None`` for one that goes on without an end."""
+    if scheduler.get('end') is not None:
+        return scheduler.end
+    length = scheduler.get('T_max') or scheduler.get('total_steps')
+    return scheduler.get('begin', 0) + length if length else None
+
+
+def check_saving(run: Run) -> Iterator[Finding]:
+    """Checkpoints are counted in the unit of the loop."""
+    hook = (run.cfg.get('default_hooks') or {}).get('checkpoint')
+    loop = run.cfg.get('train_cfg') or {}
+    if hook and hook.get('by_epoch', True) and loop.get('max_iters') and not by_epoch(run):
+        if any(split.name == 'train' for split in run.splits):
+            yield doubt(
+                'default_hooks.checkpoint counts epochs (by_epoch=True) and train_cfg iterations, '
+                'so that nothing is saved before the end: set by_epoch=False and interval'
+            )
+
+
+def check_options(run: Run) -> Iterator[Finding]:
+    """The command line changes what is read, not a variable that helped to write the config."""
+    read = set(inspect.signature(Runner).parameters)
+    for option in run.options:
+        name = option.split('.')[0]
+        if run.original is None or name in read or name not in run.original:
+            continue
+        value = run.original[name]
+        places = list(copies(run.original, name, value, read))
+        if places:
+            yield wrong(
+                f'--cfg-options {option} changes nothing: {name} helped to write the config, and '
+                f'has been read; set {some(places, 6)}'
+            )
+
+
+def copies(cfg: Config, name: str, value: Any, read: set[str]) -> Iterator[str]:
+    """Options below ``read`` that a variable of the config has filled, as far as one can tell."""
+    waiting = [(key, cfg[key]) for key in cfg if key in read]
+    while waiting:
+        path, part = waiting.pop(0)
+        text = isinstance(value, str) and len(value) > 3 and isinstance(part, str) and value in part
+        listed = isinstance(value, (dict, list, tuple)) and value and part == value
+        step = path.startswith('param_scheduler') and type(value) is int and part == value
+        if path.rpartition('.')[2] == name or text or listed or step:
+            yield path
+        elif isinstance(part, dict):
+            waiting += [(f'{path}.{key}', inner) for key, inner in part.items()]
+        elif isinstance(part, (list, tuple)):
+            waiting += [(f'{path}.{i}', inner) for i, inner in enumerate(part)]

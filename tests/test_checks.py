@@ -1,0 +1,568 @@
+"""What is said of a run before its first iteration."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import errno
+import functools
+import json
+import math
+import multiprocessing
+import os
+import runpy
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import MessageHub
+from mmengine.optim import LinearLR
+from mmengine.registry import init_default_scope
+from PIL import Image
+from steps import CONFIGS, ROOT
+from torch.utils.data import DataLoader
+
+from mmconvneur.checks import classes, folders, network, pictures, training
+from mmconvneur.checks.data import Run, open_split
+from mmconvneur.checks.look import examine, look
+from mmconvneur.engine.guards import FiniteHook, ScheduleHook
+from mmconvneur.errors import UsageError, UsageErrors
+from mmconvneur.utils.arguments import config_parser, parse, usage_message
+from mmconvneur.utils.files import write_atomically
+
+DETECTION, SEGMENTATION = 'mask_rcnn_convneur_m1_sample', 'upernet_convneur_m1_sample'
+CLASSES = ('coin', 'star', 'triangle', 'ring', 'bar')
+
+
+@pytest.fixture
+def sample(sample_dir, tmp_path, monkeypatch) -> Path:
+    """A copy of the sample data that a test may spoil; the working directory is above it."""
+    shutil.copytree(sample_dir / 'data', tmp_path / 'data')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / 'data' / 'sample'
+
+
+def load(name: str, **options: object) -> Config:
+    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    cfg.merge_from_dict({key.replace('__', '.'): value for key, value in options.items()})
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def run_of(cfg: Config, *splits: str, model: bool = False) -> Run:
+    run = Run(cfg, [split for name in splits if (split := open_split(cfg, name))])
+    if model:
+        run.model = network.build_model(cfg)[0]
+    return run
+
+
+def said(check, run: Run) -> tuple[list[str], list[str]]:
+    """Mistakes and doubts."""
+    found = list(check(run))
+    return [f.text for f in found if not f.is_doubt], [f.text for f in found if f.is_doubt]
+
+
+def one(texts: list[str], *parts: str) -> None:
+    assert len(texts) == 1, texts
+    for part in parts:
+        assert part in texts[0], texts[0]
+
+
+# ------------------------------------------------------------------------------------------ classes
+WRAPPERS = {
+    None: lambda inner: inner,
+    'Repeat': lambda inner: dict(type='RepeatDataset', times=2, dataset=inner),
+    'Concat': lambda inner: dict(type='ConcatDataset', datasets=[inner]),
+    'Balanced': lambda inner: dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=inner),
+}
+
+
+@pytest.mark.parametrize(
+    ('names', 'wrapper', 'mistake', 'is_doubtful'),
+    [
+        (CLASSES, None, None, False),
+        (('coin', 'triangle', 'bar'), 'Repeat', None, False),  # a part in order
+        (CLASSES[::-1], None, ['another order', "'coin' counts as 'bar'", f'{CLASSES}'], False),
+        (('star', 'coin'), 'Concat', ['another order', "('coin', 'star',)"], False),
+        (
+            ('coin', 'staar', *CLASSES[2:]),
+            'Balanced',
+            ['staar are not in', 'did you mean star?', "'triangle' counts as 'staar'"],
+            False,
+        ),
+        (('coin', 'star', 'triangle', 'ring', 'Bar'), None, ['did you mean bar?'], False),
+        ((*CLASSES, 'cloud'), None, None, True),
+        (('cloud', *CLASSES), 'Repeat', ['cloud', "'coin' counts as 'cloud'"], False),
+        (tuple(f'c{i}' for i in range(95)) + CLASSES, None, ["'coin' counts as 'c0'"], False),
+        (('coins', 'stars'), 'Concat', ['none of the train classes', 'did you mean coin?'], False),
+        ('coin', None, ["classes=('coin',)"], False),
+    ],
+)
+def test_classes_are_those_of_the_annotation_file(names, wrapper, mistake, is_doubtful, sample):
+    cfg = load(DETECTION)
+    cfg.train_dataloader.dataset.metainfo = dict(classes=names)
+    cfg.train_dataloader.dataset = WRAPPERS[wrapper](cfg.train_dataloader.dataset)
+    mistakes, doubts = said(classes.check_names, run_of(cfg, 'train'))
+    one(mistakes, *mistake) if mistake else None
+    assert (len(mistakes), len(doubts)) == (int(bool(mistake)), int(is_doubtful)), (
+        mistakes,
+        doubts,
+    )
+
+
+def test_training_and_validation_mean_the_same_by_a_label(sample):
+    cfg = load(DETECTION)
+    assert said(classes.check_same_classes, run_of(cfg, 'train', 'val')) == ([], [])
+    cfg.val_dataloader.dataset.metainfo = dict(classes=CLASSES[::-1])
+    mistakes, _ = said(classes.check_same_classes, run_of(cfg, 'train', 'val'))
+    one(mistakes, "label 0 is 'coin' in the train data and 'bar' in the val data")
+
+
+CASCADE = 'cascade_mask_rcnn_convneur_m2_coco'
+
+
+@pytest.mark.parametrize(
+    ('name', 'path', 'number'),
+    [
+        (DETECTION, 'roi_head.bbox_head', 4),
+        (DETECTION, 'roi_head.mask_head', 80),
+        (CASCADE, 'roi_head.bbox_head.1', 6),
+        (SEGMENTATION, 'decode_head', 7),
+        (SEGMENTATION, 'auxiliary_head', 150),
+    ],
+)
+def test_heads_have_the_classes_of_the_data(name, path, number, sample):
+    cfg = load(SEGMENTATION if name == SEGMENTATION else DETECTION)
+    right = 8 if name == SEGMENTATION else 5
+    if name == CASCADE:
+        cfg.model = load(CASCADE).model
+        for head in cfg.model.roi_head.bbox_head:
+            head.num_classes = right
+        cfg.model.roi_head.mask_head.num_classes = right
+    run = run_of(cfg, 'train', 'val', model=True)
+    assert said(classes.check_heads, run) == ([], [])
+    run.model.get_submodule(path).num_classes = number
+    mistakes, _ = said(classes.check_heads, run)
+    one(mistakes, f'model.{path}.num_classes is {number}', 'train and val', f'set it to {right}')
+
+
+@pytest.mark.parametrize('kind', ['images', 'boxes', 'classes', 'fewer', 'same'])
+def test_the_evaluator_has_the_file_of_its_images(kind, sample):
+    cfg = load(DETECTION)
+    file = sample / 'annotations' / 'other.json'
+    content = json.loads((sample / 'annotations' / 'instances_val.json').read_text())
+    if kind == 'images':
+        for image in content['images']:
+            image['file_name'] = f'x{image["file_name"]}'
+    elif kind == 'boxes':
+        content = json.loads((sample / 'annotations' / 'instances_train.json').read_text())
+    elif kind == 'classes':
+        content['categories'] = content['categories'][:-1]
+    elif kind == 'fewer':
+        cfg.val_dataloader.dataset.indices = 3
+    file.write_text(json.dumps(content))
+    cfg.val_evaluator.ann_file = str(file)
+    mistakes, doubts = said(classes.check_evaluator, run_of(cfg, 'val'))
+    wanted = dict(
+        images='is of other images', boxes='none of the boxes', classes='has no bar: a prediction'
+    )
+    if kind in wanted:
+        one(mistakes, str(file), wanted[kind])
+    else:
+        assert not mistakes
+    if kind == 'fewer':
+        one(doubts, 'has 6 images and the val data 3')
+    elif kind == 'same':
+        assert not doubts
+
+
+def test_masks_where_they_are_needed(sample):
+    file = sample / 'annotations' / 'instances_train.json'
+    content = json.loads(file.read_text())
+    for box in content['annotations']:
+        del box['segmentation']
+    file.write_text(json.dumps(content))
+    mistakes, _ = said(pictures.check_masks, run_of(load(DETECTION), 'train'))
+    one(mistakes, str(file).removeprefix(f'{Path.cwd()}/'), 'without masks', 'with_mask=False')
+    cfg = load(DETECTION)
+    cfg.train_dataloader.dataset.pipeline[1].with_mask = False
+    assert said(pictures.check_masks, run_of(cfg, 'train')) == ([], [])
+    mistakes, _ = said(pictures.check_masks, run_of(cfg, 'train', model=True))
+    one(mistakes, 'mask_head learns from masks', 'with_mask=True')
+
+
+# --------------------------------------------------------------------------------------- pictures
+SPOIL = {
+    'missing': (lambda path: path.unlink(), 'No such file'),
+    'empty': (lambda path: path.write_bytes(b''), 'is empty (0 bytes)'),
+    'cut off': (lambda path: path.write_bytes(path.read_bytes()[:-200]), 'is cut off'),
+}
+
+
+@pytest.mark.parametrize('how', SPOIL)
+@pytest.mark.parametrize(
+    ('name', 'file'),
+    [
+        (DETECTION, 'images/train/000003.png'),
+        (SEGMENTATION, 'semantic/train/000003.png'),
+    ],
+)
+def test_spoilt_files_are_named_before_and_while_they_are_loaded(how, name, file, sample):
+    spoil, words = SPOIL[how]
+    spoil(sample / file)
+    run = run_of(load(name), 'train')
+    mistakes, _ = said(pictures.check_files, run)
+    one(mistakes, f'data/sample/{file}', words)
+    dataset = run.splits[0].dataset
+    pictures.name_files(dataset)
+    with pytest.raises(UsageError) as caught:  # through a worker, as in training
+        dataset = copy.deepcopy(dataset)  # as MMEngine does
+        next(iter(DataLoader(dataset, sampler=[3], num_workers=1, collate_fn=list)))
+    message = usage_message(caught.value)
+    assert message.startswith(f'data/sample/{file} ') and words in message
+    assert 'Traceback' not in message
+
+
+def test_a_jpeg_without_its_end_that_opencv_reads_is_a_doubt(sample):
+    file = sample / 'annotations' / 'instances_train.json'
+    file.write_text(file.read_text().replace('000003.png', '000003.jpg'))
+    jpeg = sample / 'images/train/000003.jpg'
+    Image.new('RGB', (96, 96)).save(jpeg)
+    run = run_of(load(DETECTION), 'train')
+    assert said(pictures.check_files, run) == ([], [])
+    jpeg.write_bytes(jpeg.read_bytes() + bytes(2000))
+    mistakes, doubts = said(pictures.check_files, run)
+    assert not mistakes
+    one(doubts, '000003.jpg', 'is cut off')
+
+
+def test_an_empty_folder_or_another_suffix(sample):
+    cfg = load(SEGMENTATION)
+    cfg.train_dataloader.dataset.img_suffix = '.jpg'
+    run = run_of(cfg, 'train')
+    assert run.splits[0].dataset is None and not run.splits[0].failed
+    mistakes, _ = said(pictures.check_empty, run)
+    one(mistakes, 'ends with .jpg', '24 x .png', 'img_suffix')
+
+
+def test_sizes_that_differ_from_the_annotations(sample):
+    Image.new('RGB', (96, 90)).save(sample / 'images/train/000000.png')
+    mistakes, doubts = said(pictures.check_files, run_of(load(DETECTION), 'train'))
+    assert not mistakes
+    one(doubts, '000000.png is 96 x 90', '96 x 96 in the annotations')
+
+
+@pytest.mark.parametrize(
+    ('values', 'number', 'reduce', 'mistake'),
+    [
+        ([0, 1, 2, 255], 3, False, None),
+        ([0, 1, 2, 3], 3, True, None),
+        ([0, 255], 1, False, None),
+        ([0, 255], 2, False, 'write 1 in its pixels'),
+        ([0, 255], 2, True, 'nothing but ignored pixels'),
+        ([0, 1, 2, 3], 3, False, 'set reduce_zero_label=True'),
+        ([0, 1, 2], 3, True, 'set reduce_zero_label=False'),
+        ([0, 1, 7, 9], 3, False, 'holds 7, 9, but the 3 classes have the numbers 0 to 2'),
+        ([255], 3, False, 'nothing but ignored pixels'),
+        ('colour', 3, False, 'colour picture'),
+        ([0, 1, 256], 3, False, 'the number 256'),
+    ],
+)
+def test_label_maps_hold_the_numbers_of_the_classes(values, number, reduce, mistake, tmp_path):
+    for folder in ('images', 'maps'):
+        (tmp_path / folder).mkdir()
+    Image.new('RGB', (16, 16)).save(tmp_path / 'images/a.jpg')
+    if values == 'colour':
+        Image.new('RGB', (16, 16)).save(tmp_path / 'maps/a.png')
+    else:
+        labels = np.resize(values, (16, 16)).astype(np.uint8 if max(values) < 256 else np.uint16)
+        Image.fromarray(labels).save(tmp_path / 'maps/a.png')
+    init_default_scope('mmseg')
+    data = dict(
+        type='BaseSegDataset',
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='images', seg_map_path='maps'),
+        metainfo=dict(classes=[f'c{i}' for i in range(number)]),
+        reduce_zero_label=reduce,
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')],
+    )
+    cfg = Config(dict(train_dataloader=dict(dataset=data)))
+    mistakes, doubts = said(pictures.check_label_maps, run_of(cfg, 'train'))
+    one(mistakes, mistake) if mistake else None
+    assert len(mistakes) == bool(mistake) and not doubts
+
+
+# --------------------------------------------------------------------- loops, workers, schedules
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'check', 'mistake', 'doubtful'),
+    [
+        (DETECTION, {}, training.check_loaders, None, None),
+        (SEGMENTATION, {}, training.check_loaders, None, None),
+        (
+            *(DETECTION, dict(train_dataloader__sampler__type='InfiniteSampler')),
+            *(training.check_loaders, 'never ends, so that an epoch does not', None),
+        ),
+        (
+            *(SEGMENTATION, dict(val_dataloader__sampler__type='InfiniteSampler')),
+            *(training.check_loaders, 'an evaluation does not', None),
+        ),
+        (
+            *(SEGMENTATION, dict(train_dataloader__num_workers=0)),
+            *(training.check_loaders, 'train_dataloader.persistent_workers=True needs', None),
+        ),
+        (DETECTION, {}, training.check_schedule, None, None),
+        (SEGMENTATION, {}, training.check_schedule, None, None),
+        (
+            *(DETECTION, dict(train_cfg__max_epochs=12)),
+            *(training.check_schedule, None, 'ends at epoch 6 (CosineAnnealingLR)'),
+        ),
+        (
+            *(SEGMENTATION, dict(train_cfg__max_iters=600)),
+            *(training.check_schedule, None, 'goes on to iteration 2400 (PolyLR)'),
+        ),
+        (
+            *(SEGMENTATION, dict(param_scheduler__1__by_epoch=True)),
+            *(training.check_schedule, None, 'never steps'),
+        ),
+        (SEGMENTATION, {}, training.check_saving, None, None),
+        (
+            *(SEGMENTATION, dict(default_hooks__checkpoint__by_epoch=True)),
+            *(training.check_saving, None, 'nothing is saved before the end'),
+        ),
+    ],
+)
+def test_loops_samplers_workers_and_schedules(name, options, check, mistake, doubtful, sample):
+    mistakes, doubts = said(check, run_of(load(name, **options), 'train', 'val'))
+    one(mistakes, mistake) if mistake else None
+    one(doubts, doubtful) if doubtful else None
+    assert (len(mistakes), len(doubts)) == (bool(mistake), bool(doubtful)), (mistakes, doubts)
+
+
+@pytest.mark.parametrize(
+    ('name', 'option', 'places'),
+    [
+        (DETECTION, 'max_epochs', ['train_cfg.max_epochs', 'param_scheduler.1.end']),
+        (DETECTION, 'data_root', ['train_dataloader.dataset.data_root', 'val_evaluator.ann_file']),
+        (SEGMENTATION, 'train_pipeline', ['train_dataloader.dataset.pipeline']),
+        (SEGMENTATION, 'train_cfg.max_iters', None),
+        (DETECTION, 'load_from', None),
+        (DETECTION, 'auto_scale_lr.enable', None),
+    ],
+)
+def test_helper_variables_on_the_command_line(name, option, places):
+    run = Run(load(name), options={option: 'x'}, original=load(name))
+    mistakes, _ = said(training.check_options, run)
+    one(mistakes, f'--cfg-options {option} changes nothing', *places) if places else None
+    assert len(mistakes) == bool(places)
+
+
+def test_dicts_on_the_command_line(monkeypatch):
+    def parsed(value: str) -> object:
+        monkeypatch.setattr(sys, 'argv', ['train.py', 'c.py', '--cfg-options', f'a.b={value}'])
+        return parse(config_parser('')).cfg_options['a.b']
+
+    weights = dict(type='Pretrained', checkpoint='a b/x.pth')
+    assert parsed("dict(type='Pretrained',checkpoint='a b/x.pth')") == weights
+    assert parsed("[dict(type='Pretrained', checkpoint='a b/x.pth'), {'n': (1, -2.5)}]") == [
+        weights,
+        dict(n=(1, -2.5)),
+    ]
+    assert parsed('[1,2]') == [1, 2] and parsed('None') is None
+    for bad in ('dict(type=Pretrained)', 'dict(a=open(1))', "dict(a='"):
+        with pytest.raises(UsageError, match='no Python value'):
+            parsed(bad)
+
+
+# ----------------------------------------------------------------------------------------- network
+@functools.cache
+def segmentor() -> torch.nn.Module:
+    return network.build_model(load(SEGMENTATION))[0]
+
+
+@pytest.mark.parametrize(
+    ('batch', 'images', 'drop_last', 'by_epoch', 'refused'),
+    [
+        (1, 6, False, False, 'train_dataloader.batch_size=1 is one image'),
+        (2, 5, False, True, 'the last batch of an epoch (5 images'),
+        (2, 5, True, True, None),
+        (2, 5, False, False, None),
+        (2, 6, False, True, None),
+    ],
+)
+def test_batch_norm_over_one_pixel(batch, images, drop_last, by_epoch, refused, sample):
+    cfg = load(SEGMENTATION)
+    cfg.train_dataloader.update(batch_size=batch, drop_last=drop_last)
+    cfg.train_dataloader.dataset.indices = images
+    if by_epoch:
+        cfg.train_cfg = dict(max_epochs=1)
+    run = run_of(cfg, 'train')
+    run.model, run.input_shape = segmentor(), (3, 96, 96)
+    mistakes, _ = said(network.check_batch_norm, run)
+    one(mistakes, refused, 'psp_modules.0.1.bn') if refused else None
+    assert len(mistakes) == bool(refused)
+
+
+def test_memory_that_autograd_keeps():
+    layers = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Sigmoid(), torch.nn.Linear(5, 7))
+    model = torch.nn.Module()
+    model.layers, model.extract_feat = layers, layers.forward
+    # The input of the first layer, and the output of the sigmoid, once, though two layers keep it.
+    assert network.kept_bytes(model, (2, 3)) == 4 * 2 * (3 + 5)
+
+
+# ----------------------------------------------------------------------------- folders and guards
+def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / 'file').write_text('')
+    assert not list(folders.check_folder('--work-dir', tmp_path / 'new' / 'folder'))
+    assert not list(tmp_path.glob('.writable*')) and not (tmp_path / 'new').exists()
+    (found,) = folders.check_folder('--work-dir', tmp_path / 'file' / 'below')
+    assert f'{tmp_path / "file"} is a file' in found.text
+    (found,) = folders.check_file('--out', tmp_path)
+    assert 'is a folder' in found.text
+
+    def read_only(**kwargs):
+        raise OSError(errno.EROFS, 'Read-only file system')
+
+    monkeypatch.setattr(tempfile, 'NamedTemporaryFile', read_only)
+    (found,) = folders.check_file('--out', tmp_path / 'out.pkl')
+    assert f'--out {tmp_path} cannot be written to: Read-only file system' in found.text
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    run = Run(load(DETECTION), model=torch.nn.Linear(1000, 1000))
+    assert not list(folders.check_room(run, tmp_path / 'new'))
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=10**6))
+    (found,) = folders.check_room(run, tmp_path / 'new')
+    assert 'GiB left' in found.text and not found.is_doubt
+
+    def disk_full(descriptor):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', disk_full)
+    with pytest.raises(OSError) as caught:
+        write_atomically(tmp_path / 'epoch_1.pth', b'x')
+    assert usage_message(caught.value) == f'{tmp_path}/epoch_1.pth: No space left on device'
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_work_folder_is_of_one_training(tmp_path):
+    held = multiprocessing.get_context('fork').Event()
+    other = multiprocessing.get_context('fork').Process(target=hold_and_wait, args=(tmp_path, held))
+    other.start()
+    held.wait()
+    with pytest.raises(UsageError, match=f'running in {tmp_path} .process {other.pid} on'):
+        folders.hold(tmp_path)
+    other.kill()
+    other.join()
+    folders.hold(tmp_path)
+
+
+def hold_and_wait(folder: Path, held: multiprocessing.Event) -> None:
+    folders.hold(folder)
+    held.set()
+    time.sleep(1000)
+
+
+def runner_of(model: torch.nn.Module, loss: float, **more: object) -> SimpleNamespace:
+    hub = MessageHub(f'guards {id(model)}')
+    hub.update_scalar('train/loss', loss)
+    hooks = [CheckpointHook(interval=2, by_epoch=False)]
+    return SimpleNamespace(model=model, message_hub=hub, hooks=hooks, iter=1, **more)
+
+
+def test_a_loss_that_is_not_finite_ends_the_training():
+    model, hook = torch.nn.Linear(2, 3), FiniteHook(patience=2)
+    for loss in (math.nan, math.inf):
+        with pytest.raises(UsageError, match=f'the loss is {loss} in iteration 2'):
+            FiniteHook().after_train_iter(runner_of(model, loss, optim_wrapper=None), 0)
+    scaled = SimpleNamespace(loss_scaler=None)
+    for loss in (math.inf, math.inf, 1.0, math.inf, math.inf):  # steps that a scaler leaves out
+        hook.after_train_iter(runner_of(model, loss, optim_wrapper=scaled), 0)
+    with pytest.raises(UsageError, match='the loss is inf'):
+        hook.after_train_iter(runner_of(model, math.inf, optim_wrapper=scaled), 0)
+
+
+def test_weights_that_are_not_finite_are_never_saved():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    runner = runner_of(model, 1.0, optim_wrapper=None)
+    FiniteHook().after_train_iter(runner, 1)
+    FiniteHook().before_save_checkpoint(runner, {})
+    model[1].running_var[1] = math.inf
+    for call in (
+        lambda hook: hook.after_train_iter(runner, 1),  # before a checkpoint every 2 iterations
+        lambda hook: hook.after_train_epoch(runner),
+        lambda hook: hook.before_save_checkpoint(runner, {}),
+    ):
+        with pytest.raises(UsageError, match=r'weights of 1\.running_var are not finite'):
+            call(FiniteHook())
+
+
+def test_the_schedule_of_a_checkpoint_that_is_resumed():
+    def schedule(end: int) -> LinearLR:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        return LinearLR(optimizer, by_epoch=True, begin=0, end=end)
+
+    told = []
+    runner = SimpleNamespace(
+        cfg=dict(resume=True),
+        param_schedulers=[schedule(12)],
+        logger=SimpleNamespace(warning=told.append),
+    )
+    hook = ScheduleHook()
+    hook.after_load_checkpoint(runner, dict(param_schedulers=[schedule(12).state_dict()]))
+    assert not told
+    hook.after_load_checkpoint(runner, dict(param_schedulers=[schedule(6).state_dict()]))
+    (message,) = told
+    assert 'end 6 and not 12' in message and 'load_from' in message
+
+
+# ------------------------------------------------------------------------------------ all together
+def arguments(name: str, **options: object) -> argparse.Namespace:
+    return argparse.Namespace(config=str(CONFIGS / f'{name}.py'), cfg_options=options)
+
+
+@pytest.mark.parametrize('name', [DETECTION, SEGMENTATION])
+def test_the_shipped_configs_pass(name, sample):
+    run, findings = examine(load(name), arguments(name), 'train', 'val', 'test')
+    assert not findings
+    assert run.input_shape == (3, 96, 96)
+    assert all(split.dataset is not None for split in run.splits)
+
+
+def test_everything_is_said_at_once(sample, tmp_path):
+    cfg = load(SEGMENTATION, train_dataloader__num_workers=0, model__decode_head__num_classes=9)
+    cfg.val_dataloader.dataset.data_prefix.img_path = 'images/nothing'
+    cfg.work_dir = str(tmp_path / 'work')
+    (sample / 'semantic/train/000001.png').write_bytes(b'')
+    with pytest.raises(UsageErrors) as caught:
+        look(cfg, arguments(SEGMENTATION), 'train', 'val')
+    parts = ['images/nothing is missing', 'persistent_workers', 'num_classes is 9', '000001.png']
+    assert len(caught.value.messages) == len(parts)
+    assert all(any(part in text for text in caught.value.messages) for part in parts)
+
+
+def test_the_tool_prints_tables_and_all_mistakes(sample, monkeypatch, capsys):
+    def check(*options: str) -> None:
+        monkeypatch.setattr(sys, 'argv', ['check.py', DETECTION, *options])
+        runpy.run_path(str(ROOT / 'tools' / 'check.py'), run_name='__main__')
+
+    monkeypatch.setenv('COLUMNS', '160')
+    check()
+    printed = capsys.readouterr().out
+    for part in ('CocoDataset', '24', 'triangle', '96 x 96', 'CosineAnnealingLR', 'activations'):
+        assert part in printed
+    with pytest.raises(SystemExit) as stopped:
+        check('--cfg-options', 'max_epochs=1', 'model.roi_head.bbox_head.num_classes=3')
+    assert stopped.value.code == 1
+    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith('error: ')]
+    assert len(errors) == 2 and 'max_epochs' in errors[0] and 'bbox_head' in errors[1]
