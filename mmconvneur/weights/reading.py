@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -16,6 +17,7 @@ from mmengine.runner import CheckpointLoader
 from torch import Tensor
 
 from ..errors import UsageError
+from ..utils.compat import safe_globals
 from .containers import INDEX, SAFETENSORS, damaged, read_index, read_safetensors
 from .files import SCHEMES, locate, resolve
 
@@ -49,7 +51,7 @@ def read_checkpoint(source: str | Path, trust: bool | None = None) -> dict:
         return _read_parts(str(source), path, trust)
     trust = _trusted if trust is None else trust
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with safe_globals(ALLOWED):
             checkpoint = torch.load(path, map_location='cpu', weights_only=not trust)
     except pickle.UnpicklingError as error:
         name = FOREIGN_OBJECT.search(str(error))
@@ -80,8 +82,8 @@ def _read_parts(source: str, index: Path, trust: bool | None) -> dict[str, Tenso
 
 def _method_of_history(owner: type, name: str) -> object:
     """What MMEngine's log buffers need ``getattr`` for when they are restored."""
-    if owner is not HistoryBuffer:
-        raise pickle.UnpicklingError(f'getattr of {owner.__name__}')
+    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
+        raise pickle.UnpicklingError(f'getattr of {owner.__name__}.{name}')
     return getattr(owner, name)
 
 
@@ -118,6 +120,7 @@ def read_state_dict(source: str | Path, trust: bool | None = None) -> dict[str, 
 
 
 _trusted = False
+_everywhere = ExitStack()
 
 
 def load_safely(trust: bool) -> None:
@@ -132,6 +135,9 @@ def load_safely(trust: bool) -> None:
     _trusted = trust
     # PyTorch heeds it in every torch.load, whatever its caller asks for.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '0' if trust else '1'
+    _everywhere.close()
+    if not trust:
+        _everywhere.enter_context(safe_globals(ALLOWED))
 
     def load_from_safe_reader(filename: str, map_location: str | None = None) -> dict:
         return read_checkpoint(filename)
