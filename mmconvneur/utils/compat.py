@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _compat_pickle
 import codecs
 import collections
 import pickle
@@ -38,7 +39,8 @@ def _safe_globals(allowed: Sequence[object]) -> Iterator[None]:
         """Python's, which can only name what is allowed and cannot change it."""
 
         def find_class(self, module: str, name: str) -> object:
-            if (path := f'{module}.{name}') not in known:
+            path = f'{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}'
+            if path not in known:
                 raise pickle.UnpicklingError(f'GLOBAL {path} is not allowed')
             return known[path]
 
