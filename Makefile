@@ -1,6 +1,8 @@
 # make demo   install, make the sample data, train and test on it, draw the results
 # make test   install, lint, check types, build the site, run the tests
 # make docs   build the site of README, docs/ and docstrings: build/site/README.html
+# make test-openmmlab        the tests with the OpenMMLab releases, in .venv-openmmlab
+# make test-openmmlab-lite   those of models, weights and optimizer alone, before mmcv is compiled
 # Finished steps are not repeated; an interrupted training is resumed.
 #
 # PYTHON=python3.11                       the Python that .venv is made from (3.10 to 3.12)
@@ -32,7 +34,14 @@ compile_mmcv = PATH="$(CURDIR)/.venv/bin:$$PATH" CFLAGS=-g0 CXXFLAGS=-g0 \
 	$(PIP) --verbose --no-build-isolation $(1) \
 	"$$($(RUN) -c '$(REQUIREMENT)')" 2>&1 | tee .venv/mmcv.log | grep -oE '^ *\[[0-9]+/[0-9]+\]' || true
 
-.PHONY: demo test lint docs install clean FORCE
+OLD := .venv-openmmlab
+OLD_RUN := $(OLD)/bin/python
+OLD_PIP := $(OLD_RUN) -m pip install --progress-bar off --no-build-isolation
+OLD_LIMITS := 'numpy<2' 'transformers<4.56' 'setuptools>=80,<81'
+# But for the tools, which refuse an mmcv without operators.
+WITHOUT_OPERATORS := $(addprefix tests/test_,weights.py optim.py neural_memory.py convneur.py)
+
+.PHONY: demo test lint docs install test-openmmlab test-openmmlab-lite clean FORCE
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
@@ -55,6 +64,13 @@ docs: install
 
 install: $(STAMPS)/check
 
+test-openmmlab: $(OLD)/operators
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(OLD_RUN) -m pytest
+
+test-openmmlab-lite: $(OLD)/packages
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(OLD_RUN) -m pytest -m 'not slow' \
+		-k 'not converted and not found_by_its_name' $(WITHOUT_OPERATORS)
+
 $(STAMPS)/tools:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
 		{ echo 'error: Python 3.10 to 3.12 is needed: name one, make PYTHON=python3.11'; exit 1; }
@@ -73,10 +89,12 @@ $(STAMPS)/torch: $(STAMPS)/wanted
 
 # What imaug and mmcv ask for, opencv-python, needs a libGL that a server may lack; the headless
 # build is the same without windows.
+ensure_opencv = $(1) -c 'import cv2' 2> /dev/null || $(1) -m pip install --force-reinstall \
+	--no-deps "opencv-python-headless==$$($(1) -c '$(OPENCV_VERSION)')"
+
 $(STAMPS)/package: $(STAMPS)/torch setup.py mmconvneur/utils/environment.py
 	$(PIP) --no-build-isolation --editable '.[onedl,sample,dev]'
-	@$(RUN) -c 'import cv2' 2> /dev/null || $(PIP) --force-reinstall --no-deps \
-		"opencv-python-headless==$$($(RUN) -c '$(OPENCV_VERSION)')"
+	@$(call ensure_opencv,$(RUN))
 	@touch $@
 
 # The build imports torch, so it is not isolated: isolated, it leaves the operators out without a
@@ -92,6 +110,22 @@ $(STAMPS)/mmcv: $(STAMPS)/package
 
 $(STAMPS)/check: $(STAMPS)/mmcv
 	$(RUN) -m mmconvneur.utils.environment
+	@touch $@
+
+# The last releases of OpenMMLab that fit together. mmcv-lite has no operators and no compile.
+$(OLD)/packages: setup.py
+	$(PYTHON) -m venv --clear $(OLD)
+	$(OLD_RUN) -m pip install --upgrade pip wheel packaging ninja psutil $(OLD_LIMITS)
+	$(OLD_PIP) torch==2.1.2 $(OLD_LIMITS)
+	$(OLD_PIP) mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 mmsegmentation==1.2.2 ftfy regex \
+		--editable '.[sample,dev]' $(OLD_LIMITS)
+	@$(call ensure_opencv,$(OLD_RUN))
+	@touch $@
+
+$(OLD)/operators: $(OLD)/packages
+	$(OLD_RUN) -m pip uninstall --yes mmcv-lite
+	PATH="$(CURDIR)/$(OLD)/bin:$$PATH" MMCV_WITH_OPS=1 CFLAGS=-g0 CXXFLAGS=-g0 $(OLD_PIP) mmcv==2.1.0
+	$(OLD_RUN) -m mmconvneur.utils.environment
 	@touch $@
 
 data/.sample: tools/make_sample_data.py $(wildcard tools/sample_data/*.py) | install
@@ -117,7 +151,7 @@ $(DEMO)/.tested: $(DEMO)/.trained | install
 $(DEMO)/training.png: $(DEMO)/.trained tools/plot_training.py | install
 	$(RUN) tools/plot_training.py $(@D)
 
-# Everything the targets above made, but .venv and trainings of your own.
+# Everything the targets above made, but .venv, .venv-openmmlab and trainings of your own.
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) \
 		data/.sample data/sample data/cue data/legend

@@ -46,8 +46,9 @@ setup(
         ]
     },
     python_requires='>=3.10',
-    # No mm package here: either family will do, which pip cannot say.
-    install_requires=['torch' + TESTED['torch'], 'numpy', 'packaging', 'tqdm'],
+    # No mm package here: either family will do, which pip cannot say. No upper bounds: an
+    # environment that works is left as it is.
+    install_requires=['torch>=2.1', 'numpy', 'packaging', 'tqdm'],
     extras_require={
         # onedl-mmcv is missing on purpose: under pip's build isolation it installs without its
         # operators, so it has to come first, by hand (see the Makefile). Pillow and

@@ -4,7 +4,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from mmcv.ops import RoIAlign
 from mmengine.analysis import FlopAnalyzer
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
@@ -356,6 +355,8 @@ def test_channels_last_and_contiguous_inputs_give_the_same():
 
 def test_outputs_are_laid_out_as_mmcv_operators_read_them():
     """RoIAlign takes a map's memory for contiguous whatever its strides say."""
+    from mmcv.ops import RoIAlign
+
     roi_align = RoIAlign(5, spatial_scale=0.25, sampling_ratio=2)
     rois = torch.tensor([[0, 3.0, 5.0, 61.0, 43.0], [1, 7.0, 2.0, 29.0, 37.0]])
     out = tiny()(image().contiguous(memory_format=torch.channels_last))[0]

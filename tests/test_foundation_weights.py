@@ -27,23 +27,21 @@ from test_weights import (
 from test_weights import server as server  # fixtures
 from test_weights import source as source
 from torch.nn import functional as F
-from transformers import (
-    DINOv3ConvNextConfig,
-    DINOv3ConvNextModel,
-)
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.weights import read_checkpoint
 from mmconvneur.weights.files import fetch
 
+transformers = pytest.importorskip('transformers', minversion='4.56')  # the first with DINOv3
+
 WRAPPERS = ['', 'module.', 'model.', 'backbone.', 'teacher.backbone.', 'model_ema.module.']
 
 
 @pytest.fixture(scope='module')
-def dinov3() -> DINOv3ConvNextModel:
+def dinov3() -> transformers.DINOv3ConvNextModel:
     """An independent implementation with random weights."""
-    config = DINOv3ConvNextConfig(hidden_sizes=list(CHANNELS), depths=list(DEPTHS))
-    return randomised(DINOv3ConvNextModel(config))
+    config = transformers.DINOv3ConvNextConfig(hidden_sizes=list(CHANNELS), depths=list(DEPTHS))
+    return randomised(transformers.DINOv3ConvNextModel(config))
 
 
 def in_a_file(state: dict) -> dict:
@@ -73,7 +71,7 @@ def in_the_repository(state: dict) -> dict:
 FORMS = {'transformers': dict, 'file': in_a_file, 'repository': in_the_repository}
 
 
-def assert_maps_of_dinov3(backbone: ConvNeur, dinov3: DINOv3ConvNextModel) -> None:
+def assert_maps_of_dinov3(backbone: ConvNeur, dinov3: transformers.DINOv3ConvNextModel) -> None:
     """Its maps are normalised without scale and shift, but the last, which its own norm takes."""
     backbone.eval()
     for height, width in SIZES:

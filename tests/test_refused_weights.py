@@ -5,22 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 from test_weights import ARCH, CHANNELS, DEPTHS
-from transformers import (
-    ConvNextV2Config,
-    ConvNextV2Model,
-    DINOv3ConvNextConfig,
-    DINOv3ConvNextModel,
-    DINOv3ViTConfig,
-    DINOv3ViTModel,
-)
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.models.backbones.convneur import ARCHS
 
+transformers = pytest.importorskip('transformers', minversion='4.56')  # the first with DINOv3
+
 
 def vit() -> dict:
     sizes = dict(hidden_size=8, intermediate_size=12, num_attention_heads=2, num_hidden_layers=1)
-    return DINOv3ViTModel(DINOv3ViTConfig(**sizes)).state_dict()
+    return transformers.DINOv3ViTModel(transformers.DINOv3ViTConfig(**sizes)).state_dict()
 
 
 def named(*keys: str) -> dict:
@@ -28,8 +22,8 @@ def named(*keys: str) -> dict:
 
 
 def convnext_v2() -> dict:
-    config = ConvNextV2Config(hidden_sizes=list(CHANNELS), depths=list(DEPTHS))
-    return ConvNextV2Model(config).state_dict()
+    config = transformers.ConvNextV2Config(hidden_sizes=list(CHANNELS), depths=list(DEPTHS))
+    return transformers.ConvNextV2Model(config).state_dict()
 
 
 V2 = r'grn\.\w+ is the response normalisation of ConvNeXt V2, .*: give weights of ConvNeXt \(V1\)$'
@@ -64,7 +58,9 @@ def test_another_size_is_named(given, built):
     size = ARCHS[given]
     with torch.device('meta'):
         config = dict(hidden_sizes=list(size['channels']), depths=list(size['depths']))
-        state = DINOv3ConvNextModel(DINOv3ConvNextConfig(**config)).state_dict()
+        state = transformers.DINOv3ConvNextModel(
+            transformers.DINOv3ConvNextConfig(**config)
+        ).state_dict()
         backbone = ConvNeur(built)
     with pytest.raises(
         UsageError, match=rf"DINOv3.*fits \d+%.*: choose arch='{given}'$"

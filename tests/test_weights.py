@@ -10,7 +10,9 @@ import pickle
 import re
 import runpy
 import sys
+import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -419,14 +421,47 @@ def test_a_malicious_pickle_does_not_run(zipped, tmp_path):
     assert made.exists()
 
 
+def test_archives_of_other_kinds_are_no_checkpoints(tmp_path):
+    """Older versions of PyTorch ran code from them, also when asked for weights alone."""
+    torch.jit.script(nn.Linear(2, 3)).save(str(tmp_path / 'a.pth'))
+    evil, made = tmp_path / 'pickle', tmp_path / 'made'
+    evil.write_bytes(pickle.dumps(Touch(made)))
+    with tarfile.open(tmp_path / 'b.pth', 'w') as archive:
+        for name in ('storages', 'tensors', 'pickle'):
+            archive.add(evil, name)
+    for name in ('a.pth', 'b.pth'):
+        with pytest.raises(UsageError, match=name):
+            read_checkpoint(tmp_path / name)
+    assert not made.exists()
+
+
+@pytest.mark.parametrize(
+    'target', [HistoryBuffer, torch._utils._rebuild_tensor_v2], ids=['class', 'function']
+)
+def test_a_file_changes_no_class_and_no_function(target, tmp_path):
+    name = f'{target.__module__}\n{target.__name__}\n'.encode()
+    content = pickle.dumps({'mark': 1}, protocol=2)[2:-1]  # between PROTO and STOP
+    build = pickle.PROTO + b'\x02' + pickle.GLOBAL + name + pickle.NONE + content
+    with zipfile.ZipFile(tmp_path / 'a.pth', 'w') as archive:
+        archive.writestr('a/data.pkl', build + pickle.TUPLE2 + pickle.BUILD + pickle.STOP)
+        archive.writestr('a/version', '3\n')
+    with pytest.raises(UsageError, match='a.pth'):
+        read_checkpoint(tmp_path / 'a.pth')
+    assert not hasattr(target, 'mark')
+
+
 def test_getattr_is_open_for_log_buffers_alone(tmp_path):
     class Reach:
-        def __reduce__(self):
-            return getattr, (torch.Tensor, 'backward')
+        def __init__(self, *attribute) -> None:
+            self.attribute = attribute
 
-    torch.save(dict(a=Reach()), tmp_path / 'a.pth')
-    with pytest.raises(UsageError, match='holds more than tensors'):
-        read_checkpoint(tmp_path / 'a.pth')
+        def __reduce__(self):
+            return getattr, self.attribute
+
+    for attribute in ((torch.Tensor, 'backward'), (HistoryBuffer, '__class__')):
+        torch.save(dict(a=Reach(*attribute)), tmp_path / 'a.pth')
+        with pytest.raises(UsageError, match='holds more than tensors'):
+            read_checkpoint(tmp_path / 'a.pth')
     buffer = HistoryBuffer([1.0, 2.0], [1, 1])
     torch.save(dict(buffer=buffer), tmp_path / 'b.pth')
     assert read_checkpoint(tmp_path / 'b.pth')['buffer'].mean() == 1.5

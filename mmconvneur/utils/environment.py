@@ -22,13 +22,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 TESTED = {
-    'torch': '>=2.6,<2.14',
+    'torch': '>=2.1,<2.15',
     'onedl-mmengine': '>=0.10.12,<0.11',
     'onedl-mmcv': '>=2.3.6,<2.4',
     'onedl-mmdetection': '>=3.5.1,<3.6',
     'onedl-mmsegmentation': '>=1.4.2,<1.5',
+    'mmengine': '>=0.10.7,<0.11',
+    'mmcv': '>=2.1,<2.2',
+    'mmdet': '>=3.3,<3.4',
+    'mmsegmentation': '>=1.2.2,<1.3',
 }
 """Distribution -> range of versions that the tests were run with."""
+
+COMPILING = 'torch>=2.1,<2.14'
+"""With PyTorch 2.14 and later, mmcv's operators do not compile."""
 
 PROVIDERS = {
     'torch': ('torch',),
@@ -37,7 +44,7 @@ PROVIDERS = {
     'mmdet': ('onedl-mmdetection', 'mmdet'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
 }
-"""Import name -> distributions that install it, the tested one first."""
+"""Import name -> distributions that install it: OneDL's, OpenMMLab's, then variants of those."""
 
 DISTRIBUTIONS = {
     'PIL': 'Pillow',
@@ -92,7 +99,7 @@ def diagnose(paths: Sequence[str]) -> Report:
         if not all(file.locate().exists() for file in _sources(owner, name)):
             problem = f'{label(owner)} is listed as installed but files of it are gone'
             return Report('left-over files', problem, cure([name], owners))
-    foreign = [name for name, (owner,) in mm.items() if normalised(owner) not in TESTED]
+    foreign = [name for name, (owner,) in mm.items() if not _of_onedl(owner)]
     if 0 < len(foreign) < len(mm):
         problem = ', '.join(label(owner) for (owner,) in mm.values()) + ' come from two families'
         return Report('mixed families', problem, cure(foreign, owners))
@@ -187,15 +194,20 @@ def label(dist: Distribution) -> str:
 
 
 def cure(names: Iterable[str], owners: dict[str, list[Distribution]], flags: str = '') -> str:
-    """The command that puts the tested distributions in the place of what installs ``names``."""
+    """The command that puts tested distributions in the place of what installs ``names``.
+
+    They are of the family of what stays; of OneDL where nothing does.
+    """
     present = ' '.join(normalised(dist) for name in names for dist in owners[name])
-    tested = (PROVIDERS[name][0] for name in names if name != 'torch')
+    staying = [d for n, found in owners.items() if n not in ('torch', *names) for d in found]
+    family = int(bool(staying) and not any(map(_of_onedl, staying)))
+    tested = (PROVIDERS[name][family] for name in names if name != 'torch')
     wanted = ' '.join(f'"{dist}{TESTED[dist]}"' for dist in tested)
     # mmcv's build imports torch and needs the tools named first; with build isolation it leaves its
-    # operators out.
+    # operators out. OpenMMLab's imports pkg_resources, which later setuptools lack.
     steps = [
         f'python -m pip uninstall -y {present}' * bool(present),
-        f'python -m pip install "setuptools>=80" wheel ninja psutil "torch{TESTED["torch"]}"',
+        f'python -m pip install "setuptools>=80,<81" wheel ninja psutil "{COMPILING}"',
         f'python -m pip install --no-build-isolation {flags}{wanted}' * bool(wanted),
     ]
     return ' && '.join(filter(None, steps))
@@ -207,14 +219,18 @@ def cpu_name() -> str:
     return named[1] if named else platform.processor() or platform.machine()
 
 
+def _of_onedl(dist: Distribution) -> bool:
+    return normalised(dist).startswith('onedl-')
+
+
 def _notes(owners: dict[str, list[Distribution]]) -> Iterable[str]:
     from packaging.specifiers import SpecifierSet
 
     for name, found in owners.items():
-        tested = PROVIDERS[name][0]
         for owner in found:
+            tested = dist if (dist := normalised(owner)) in TESTED else PROVIDERS[name][0]
             inside = SpecifierSet(TESTED[tested]).contains(owner.version, prereleases=True)
-            if normalised(owner) != tested or not inside:
+            if dist != tested or not inside:
                 yield f'{label(owner)} is untested here; tested is {tested} {TESTED[tested]}'
 
 

@@ -8,6 +8,7 @@ import pickle
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import BinaryIO, TextIO
 from urllib.parse import urljoin
@@ -23,6 +24,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..errors import UsageError
+from ..utils.compat import safe_globals
 from .containers import INDEX, SAFETENSORS, damaged, read_index, read_safetensors
 from .files import SCHEMES, locate, resolve
 
@@ -57,7 +59,7 @@ def read_checkpoint(source: str | Path, trust: bool | None = None, on_disk: bool
         return _read_parts(str(source), path, trust)
     trust = _trusted if trust is None else trust
     try:
-        with torch.serialization.safe_globals(ALLOWED):
+        with safe_globals(ALLOWED):
             checkpoint = torch.load(
                 path,
                 map_location='cpu',
@@ -93,8 +95,8 @@ def _read_parts(source: str, index: Path, trust: bool | None) -> dict[str, Tenso
 
 def _method_of_history(owner: type, name: str) -> object:
     """What MMEngine's log buffers need ``getattr`` for when they are restored."""
-    if owner is not HistoryBuffer:
-        raise pickle.UnpicklingError(f'getattr of {owner.__name__}')
+    if owner is not HistoryBuffer or name not in ('current', 'max', 'mean', 'min'):
+        raise pickle.UnpicklingError(f'getattr of {owner.__name__}.{name}')
     return getattr(owner, name)
 
 
@@ -194,6 +196,7 @@ class SafeYamlHandler(YamlHandler):
 
 
 _trusted = False
+_everywhere = ExitStack()
 
 
 def load_safely(trust: bool) -> None:
@@ -209,6 +212,9 @@ def load_safely(trust: bool) -> None:
     _trusted = trust
     # PyTorch heeds it in every torch.load, whatever its caller asks for.
     os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '0' if trust else '1'
+    _everywhere.close()
+    if not trust:
+        _everywhere.enter_context(safe_globals(ALLOWED))
 
     def load_from_safe_reader(filename: str, map_location: str | None = None) -> dict:
         checkpoint = read_checkpoint(filename)

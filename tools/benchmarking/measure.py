@@ -42,10 +42,13 @@ def _convolution_backward(gradient, x, weight, *args, **_) -> int:
 # Torch's counter leaves out the CPU's attention kernels, and counts the weight's gradient of a
 # depthwise convolution as if it were a full one.
 FORMULAS = {
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten.convolution_backward: _convolution_backward,
 }
+if hasattr(aten, '_scaled_dot_product_flash_attention_for_cpu'):
+    FORMULAS |= {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
 
 
 def count_macs(step: Step) -> int:

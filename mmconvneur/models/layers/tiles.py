@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...utils.compat import is_compiling
+
 TILE = 8192  # positions; the hidden layer of ConvNeur-T at stride 4 then takes 13 MB
 MIN_ROWS = 512  # with fewer, a convolution spends its time on reordering its weights
 
 
 def runs_eagerly_on_cpu(x: Tensor) -> bool:
-    return x.device.type == 'cpu' and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return x.device.type == 'cpu' and not (is_compiling() or torch.jit.is_tracing())
 
 
 def in_tiles(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
