@@ -22,6 +22,7 @@ TOOLS = (
     'browse_dataset',
     'convert_checkpoint',
     'demo',
+    'export',
     'plot_training',
     'test',
     'train',
@@ -58,6 +59,7 @@ setup(
         + ['Pillow', 'pycocotools'],
         'sample': ['scikit-image', 'matplotlib', 'Pillow', 'pycocotools', 'rich'],
         'dev': [
+            'onnx',
             'onnxruntime',
             'onnxscript',
             'pre-commit',

@@ -31,6 +31,9 @@ configs = sorted((home / '.mim' / 'configs').glob('*.py'))
 for path in configs:
     backbone = Config.fromfile(path).model.backbone.type
     assert (backbone == 'mmconvneur.ConvNeur') == ('_convneur_' in path.name), path
+Path('mine.py').write_text("_base_ = 'mmconvneur::mask_rcnn_convneur_t_coco.py'")
+from mmconvneur.utils.configs import find_config
+assert Config.fromfile('mine.py').model.backbone.arch == 't'
 print(home, len(configs))
 """
 RELEASED = """

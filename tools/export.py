@@ -74,7 +74,7 @@ def first_image(cfg: Config) -> Path:
     try:
         check_data(cfg, 'test')
     except UsageError as error:
-        raise UsageError(f'{error}; or name any picture with --image') from error
+        raise UsageError(f'{error}; or name any picture with --image') from None
     init_default_scope(cfg.default_scope)
     return Path(DATASETS.build(next(datasets(cfg.test_dataloader))).get_data_info(0)['img_path'])
 

@@ -10,7 +10,9 @@ from importlib.util import find_spec
 
 import torch
 from mmengine.config import Config
-from mmengine.runner import Runner
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from mmengine.registry import LOOPS, OPTIM_WRAPPERS
+from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmconvneur.apis.model_zoo import find_weights
 from mmconvneur.engine.checkpoints import ATOMIC, latest_checkpoint
@@ -50,7 +52,8 @@ def main() -> None:
         cfg.load_from = str(find_weights(cfg.load_from))
     if args.tensorboard:
         use_tensorboard(cfg)
-    if cfg.train_cfg.get('type') == 'EpochBasedTrainLoop' or cfg.train_cfg.pop('by_epoch', False):
+    loop = LOOPS.get(cfg.train_cfg.get('type', ''))
+    if loop is EpochBasedTrainLoop or cfg.train_cfg.pop('by_epoch', False):
         cfg.train_cfg.type = ResumableEpochLoop.__name__
     hook = cfg.setdefault('default_hooks', {}).setdefault('checkpoint', dict(type='CheckpointHook'))
     hook.setdefault('backend_args', ATOMIC)
@@ -63,7 +66,7 @@ def use_amp(cfg: Config) -> None:
     if not torch.cuda.is_available():
         raise UsageError('--amp needs a GPU that PyTorch can use: leave it out to train on the CPU')
     wrapper = cfg.optim_wrapper.setdefault('type', 'OptimWrapper')
-    if wrapper not in ('OptimWrapper', 'AmpOptimWrapper'):
+    if OPTIM_WRAPPERS.get(wrapper) not in (OptimWrapper, AmpOptimWrapper):
         raise UsageError(
             f'--amp replaces OptimWrapper, but the config has {wrapper}: drop one of them'
         )

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
 
 from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import load_state_dict
 from torch import Tensor, nn
 
@@ -24,8 +26,14 @@ NOT_IN_CONVNEXT = ('.global_branch.', '.fusion.')
 def split_init_cfg(init_cfg: dict | Sequence[dict] | None) -> tuple[list[dict], list[dict]]:
     """The files of an ``init_cfg``, which :func:`load_pretrained` takes, and what MMEngine does."""
     cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
-    files = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+    files = [cfg for cfg in cfgs if reads_file(cfg['type'])]
     return files, [cfg for cfg in cfgs if cfg not in files]
+
+
+def reads_file(kind: str | type) -> bool:
+    """Whether MMEngine's initialiser of a name, or this class, fills a model from a file."""
+    kind = WEIGHT_INITIALIZERS.get(kind) if isinstance(kind, str) else kind
+    return kind is PretrainedInit
 
 
 def load_pretrained(backbone: nn.Module, files: Sequence[dict]) -> None:
