@@ -54,7 +54,9 @@ def test_the_file_gives_what_pytorch_gives(name, sample_dir, tmp_path, monkeypat
         found = [torch.from_numpy(a) for a in session.run(None, {'image': image.numpy()})]
         with torch.no_grad():
             if name == DETECTION:
-                torch.testing.assert_close(found, list(model.extract_feat(image)), rtol=0, atol=1e-4)
+                torch.testing.assert_close(
+                    found, list(model.extract_feat(image)), rtol=0, atol=1e-4
+                )
             else:
                 logits = model.encode_decode(image, [dict(img_shape=image.shape[2:])])
                 assert (found[0] != logits.argmax(1)).float().mean() <= 1e-4
@@ -62,7 +64,9 @@ def test_the_file_gives_what_pytorch_gives(name, sample_dir, tmp_path, monkeypat
     assert json.loads(held['classes'])[:5] == ['coin', 'star', 'triangle', 'ring', 'bar']
     prepare = model.data_preprocessor
     for key in ('mean', 'std'):
-        torch.testing.assert_close(torch.tensor(json.loads(held[key])), getattr(prepare, key).flatten())
+        torch.testing.assert_close(
+            torch.tensor(json.loads(held[key])), getattr(prepare, key).flatten()
+        )
     assert held['channels'] == 'RGB' and held['config'] == name
 
 
@@ -81,7 +85,9 @@ def test_a_segmentor_of_one_output_gives_two_classes():
 # --------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize('package', ['onnx', 'onnxruntime'])
 def test_without_a_package(package, sample_dir, monkeypatch, capsys):
-    monkeypatch.setattr(export, 'find_spec', lambda name: None if name == package else find_spec(name))
+    monkeypatch.setattr(
+        export, 'find_spec', lambda name: None if name == package else find_spec(name)
+    )
     message = failing(monkeypatch, capsys, 'export', DETECTION, DETECTION, '--out', 'x.onnx')
     assert f'needs {package}: pip install onnx onnxruntime' in message
 

@@ -1,4 +1,4 @@
-"""Whole models for onnxruntime by mmdeploy, as docs/deploy.md says: they find what PyTorch finds."""
+"""Whole models by mmdeploy, with the code of docs/deploy.md: they find what PyTorch finds."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ pytest.importorskip('mmdeploy', reason='mmdeploy is not installed')
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['mask_rcnn', 'upernet'])
 def test_a_deployed_model_finds_what_pytorch_finds(name, tmp_path, monkeypatch):
-    (code,) = re.findall(
-        r'^```python\n(.*?torch2onnx.*?)^```', (ROOT / 'docs/deploy.md').read_text(), re.M | re.S
-    )
+    page = (ROOT / 'docs/deploy.md').read_text()
+    blocks = re.findall(r'^```python\n(.*?)^```', page, re.M | re.S)
+    (code,) = (block for block in blocks if 'torch2onnx' in block)
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'configs').symlink_to(ROOT / 'configs')
     make_dataset('sample', tmp_path / 'data/sample', num_train=1, num_val=6, size=192)
-    page = {}
-    exec(code.replace('mask_rcnn', name), page)
-    task, deployed = page['task'], page['deployed']
+    made = {}
+    exec(code.replace('mask_rcnn', name), made)
+    task, deployed = made['task'], made['deployed']
     expected = task.build_pytorch_model(released(f'{name}_convneur_m1_sample').weights).eval()
     cfg = task.model_cfg
     dataset = DATASETS.build(cfg.test_dataloader.dataset)

@@ -1,4 +1,4 @@
-# Mask R-CNN with its boxes, suppression and masks, for onnxruntime by mmdeploy 1.3.1: docs/deploy.md
+# Mask R-CNN, from image to boxes and masks, for onnxruntime by mmdeploy 1.3.1: docs/deploy.md
 # Thresholds are those of the model's config; images may have any size.
 custom_imports = dict(imports=['mmconvneur.apis.mmdeploy'])
 onnx_config = dict(

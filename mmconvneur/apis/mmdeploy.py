@@ -16,7 +16,7 @@ from mmdeploy.core import FUNCTION_REWRITER
 from mmdeploy.mmcv.ops import multiclass_nms
 from torch import Tensor, nn
 
-ALL = 10**6  # more boxes than there are; mmdeploy returns their numbers only where it sorts them first
+ALL = 10**6  # boxes to sort first: only then does mmdeploy return their numbers
 
 
 def suppress(
@@ -78,11 +78,11 @@ def proposals(
         deltas = deltas.gather(1, best[..., None].expand(-1, -1, 4))
         shape = batch_img_metas[0]['img_shape']
         boxes = self.bbox_coder.decode(anchors[level][best], deltas, max_shape=shape)
-        parts.append((boxes, scores, torch.full_like(best[0], level)))
-    boxes, scores, levels = (torch.cat(part, -1 - (i == 0)) for i, part in enumerate(zip(*parts)))
+        parts.append((boxes, scores, torch.full_like(best[:1], level)))
+    boxes, scores, levels = (torch.cat(part, 1) for part in zip(*parts, strict=True))
     sides = boxes[..., 2:] - boxes[..., :2]
     scores = scores * (sides > cfg.get('min_bbox_size', -1)).all(2)
-    dets, levels = suppress(boxes, scores, levels, cfg.nms.iou_threshold, 0.0, cfg.max_per_img)
+    dets, levels = suppress(boxes, scores, levels[0], cfg.nms.iou_threshold, 0.0, cfg.max_per_img)
     return dets, torch.zeros_like(levels)
 
 
@@ -98,7 +98,7 @@ def detections(
     rcnn_test_cfg: dict,
     rescale: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Detections ``(B, K, 5)`` and their classes ``(B, K)``: every class of a region has its box."""
+    """Detections ``(B, K, 5)`` and classes ``(B, K)``; every class of a region has its own box."""
     classes = self.num_classes
     scores = cls_scores.softmax(-1)[..., :classes]  # (B, N, C)
     deltas = bbox_preds if self.reg_class_agnostic is False else bbox_preds.repeat(1, 1, classes)

@@ -31,7 +31,7 @@ _base_of_mmengine = Config._get_cfg_path
 def find_base(name: str, config: str) -> tuple[str, str | None]:
     """Path and scope of an entry of ``_base_``: also of ours, ``mmconvneur::NAME.py``.
 
-    MMEngine has a table of the packages that may stand before ``::``, and asks for a folder after it.
+    MMEngine has a table of packages that may stand before ``::``, and wants a folder after it.
 
     Raises:
         UsageError: If there is no such config of ours.
