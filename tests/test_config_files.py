@@ -27,7 +27,7 @@ from mmengine.dataset import DefaultSampler
 from mmengine.model import PretrainedInit
 from mmengine.optim import OptimWrapper
 from mmengine.runner import EpochBasedTrainLoop, TestLoop, ValLoop
-from torch.nn import BatchNorm2d
+from torch.nn import GroupNorm
 from torch.optim import AdamW
 
 from mmconvneur import ConvNeur
@@ -52,7 +52,7 @@ model = dict(
         out_channels=8,
         num_outs=5,
         add_extra_convs='on_output',
-        norm_cfg=dict(type=BatchNorm2d),
+        norm_cfg=dict(type=GroupNorm, num_groups=4),
     ),
     bbox_head=dict(type=FCOSHead, num_classes=5, in_channels=8, feat_channels=32, stacked_convs=1),
     test_cfg=dict(nms_pre=9, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9),

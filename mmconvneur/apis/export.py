@@ -71,6 +71,7 @@ def cells(x: Tensor, side: int, number: int) -> Tensor:
     return inside / inside.sum(1, keepdim=True)
 
 
+@torch.no_grad()
 def to_onnx(network: nn.Module, image: Tensor, metadata: Mapping[str, object]) -> bytes:
     """The ONNX file of one of ``NETWORKS``, with dynamic batch, height and width.
 
@@ -100,13 +101,13 @@ def to_onnx(network: nn.Module, image: Tensor, metadata: Mapping[str, object]) -
         # Tracing takes seconds where the other exporter takes a minute, and gives the same values.
         options['dynamo'] = False
     file = io.BytesIO()
-    with mock.patch.object(F, 'adaptive_avg_pool2d', adaptive_avg_pool2d), torch.no_grad():
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of tracing; the file is compared with the network
-            try:
-                torch.onnx.export(network, (image,), file, **options)
-            except (RuntimeError, torch.onnx.OnnxExporterError) as error:
-                raise UsageError(f'PyTorch cannot export this network to ONNX: {error}') from error
+    pooling = mock.patch.object(F, 'adaptive_avg_pool2d', adaptive_avg_pool2d)
+    with pooling, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of tracing; the file is compared with the network
+        try:
+            torch.onnx.export(network, (image,), file, **options)
+        except RuntimeError as error:
+            raise UsageError(f'PyTorch cannot export this network to ONNX: {error}') from error
     model = onnx.load_from_string(file.getvalue())
     for name, value in metadata.items():
         text = value if isinstance(value, str) else json.dumps(value)
