@@ -18,7 +18,7 @@ from mmconvneur.utils.configs import load_config
 HEAD = """
 from mmcv.transforms import LoadImageFromFile
 from mmdet.datasets import CocoDataset
-from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomFlip
+from mmdet.datasets.transforms import LoadAnnotations, PackDetInputs, RandomFlip, Resize
 from mmdet.evaluation import CocoMetric
 from mmdet.engine.hooks import DetVisualizationHook
 from mmdet.models import FPN, DetDataPreprocessor, FCOS, FCOSHead
@@ -54,11 +54,15 @@ model = dict(
         add_extra_convs='on_output',
         norm_cfg=dict(type=GroupNorm, num_groups=4),
     ),
-    bbox_head=dict(type=FCOSHead, num_classes=5, in_channels=8, feat_channels=32, stacked_convs=1),
+    bbox_head=dict(type=FCOSHead, num_classes=5, in_channels=8, feat_channels=64, stacked_convs=1),
     test_cfg=dict(nms_pre=9, score_thr=0.0, nms=dict(type='nms', iou_threshold=0.5), max_per_img=9),
 )
 classes = ('coin', 'star', 'triangle', 'ring', 'bar')
-load = [dict(type=LoadImageFromFile), dict(type=LoadAnnotations, with_bbox=True)]
+load = [
+    dict(type=LoadImageFromFile),
+    dict(type=LoadAnnotations, with_bbox=True),
+    dict(type=Resize, scale=(96, 96)),
+]
 data = dict(type=CocoDataset, data_root='data/sample', metainfo=dict(classes=classes), indices=4)
 keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')
 train_dataloader = dict(
@@ -127,6 +131,7 @@ def test_pure_python_configs_are_checked_as_others(tmp_path):
         load(tmp_path / 'pure.py', text.replace('type=CocoMetric', 'type=IoUMetric'))
 
 
+@pytest.mark.slow
 def test_pure_python_configs_in_the_tools(sample_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(sample_dir)
     config = tmp_path / 'pure.py'
