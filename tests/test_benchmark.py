@@ -22,6 +22,7 @@ from mmconvneur import UsageError
 from mmconvneur.models import ConvNeur
 from mmconvneur.models.layers.local_branch import LocalBranch
 from mmconvneur.models.mixers import NeuralMemory
+from mmconvneur.utils import timing
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device('cpu')
@@ -155,7 +156,7 @@ def test_every_round_runs_every_step_once():
         step()
         return float(len(ran))  # the time is the position at which it ran
 
-    times = measure.race(steps, 5, clock)
+    times = timing.race(steps, 5, clock)
     rounds = [ran[i : i + 4] for i in range(0, 20, 4)]
     assert [sorted(r) for r in rounds] == [list('abcd')] * 5
     assert len({tuple(r) for r in rounds}) > 1  # nobody always runs first
@@ -166,9 +167,9 @@ def test_every_round_runs_every_step_once():
 def test_ratios_are_taken_round_by_round():
     # The machine is three times slower in the last two rounds; the ratio does not see it.
     baseline, other = [1.0, 2.0, 3.0, 3.0, 6.0], [2.0, 4.0, 6.0, 9.0, 6.0]
-    assert measure.ratios(other, baseline) == [2.0, 2.0, 2.0, 3.0, 1.0]
-    assert measure.Spread.of([5.0, 1.0, 4.0, 2.0, 3.0]) == (3.0, 2.0, 4.0)
-    assert measure.Spread.of([1.0, 2.0]) == (1.5, 1.25, 1.75)
+    assert timing.ratios(other, baseline) == [2.0, 2.0, 2.0, 3.0, 1.0]
+    assert timing.Spread.of([5.0, 1.0, 4.0, 2.0, 3.0]) == (3.0, 2.0, 4.0)
+    assert timing.Spread.of([1.0, 2.0]) == (1.5, 1.25, 1.75)
 
 
 def test_exponent_of_a_power_law():
@@ -242,9 +243,9 @@ def test_rows_agree_with_what_was_run(dtype, mode):
     assert mode == 'forward' or local['memory_bytes'] < base['memory_bytes']
     for row in rows:
         assert {k: row[k] for k in case._fields} == case._asdict()
-        ratios = measure.ratios(row['times_ms'], base['times_ms'])
-        assert row['ratio'] == pytest.approx(measure.Spread.of(ratios).median)
-        assert row['time_ms'] == pytest.approx(measure.Spread.of(row['times_ms']).median)
+        ratios = timing.ratios(row['times_ms'], base['times_ms'])
+        assert row['ratio'] == pytest.approx(timing.Spread.of(ratios).median)
+        assert row['time_ms'] == pytest.approx(timing.Spread.of(row['times_ms']).median)
         assert row['time_ms_q1'] <= row['time_ms'] <= row['time_ms_q3']
         assert row['peak_fraction'] > 0
     assert (base['layout'], local['layout']) == ('channels_last', 'contiguous')

@@ -15,12 +15,16 @@ SHIPPED_TOOLS = (
     'check',
     'convert_checkpoint',
     'demo',
+    'export',
     'plot_training',
     'test',
     'train',
     'visualize',
 )
-OPTIONAL = ('pytest', 'ruff', 'safetensors', 'skimage', 'tensorboard', 'transformers')
+OPTIONAL = (
+    *('onnx', 'onnxruntime', 'pytest', 'ruff', 'safetensors', 'skimage', 'tensorboard'),
+    'transformers',
+)
 IMPORT_WITHOUT = """
 import runpy, sys
 hidden, *tools = sys.argv[1:]

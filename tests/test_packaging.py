@@ -21,7 +21,9 @@ TOUR = """
 import runpy, sys
 from pathlib import Path
 import mmconvneur
+from mmengine.config import Config
 from mmengine.utils import is_installed
+from mmconvneur.utils import configs
 from mmconvneur.apis.model_zoo import released
 
 home, tools, name = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
@@ -47,6 +49,8 @@ run(
     *(f'test_dataloader.{option}' for option in workers),
 )
 run('demo', 'data/sample/images/val', '--model', name, '--out-dir', 'pictures')
+Path('mine.py').write_text("_base_ = 'mmconvneur::mask_rcnn_convneur_t_coco.py'")
+assert Config.fromfile('mine.py').model.backbone.arch == 't'
 """
 
 

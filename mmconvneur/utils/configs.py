@@ -38,10 +38,31 @@ READ_KEYS = {
 } - {'cfg'}
 
 
+_base_of_mmengine = Config._get_cfg_path
+
+
+def find_base(name: str, config: str) -> tuple[str, str | None]:
+    """Path and scope of an entry of ``_base_``: also of ours, ``mmconvneur::NAME.py``.
+
+    MMEngine has a table of packages that may stand before ``::``, and wants a folder after it.
+
+    Raises:
+        UsageError: If there is no such config of ours.
+    """
+    package, separator, ours = name.partition('::')
+    if separator and package == 'mmconvneur':
+        return str(shipped_config(ours)), None
+    return _base_of_mmengine(name, config)
+
+
+Config._get_cfg_path = staticmethod(find_base)
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """The config of ``args.config``, overridden by the command line, one family throughout.
 
     From here on files are read without running code from them, unless ``args.trust_checkpoint``.
+    Classes of a pure-Python config are named, as MMEngine does when it writes one to a file.
 
     Raises:
         UsageError: If it does not exist, cannot be read, or mixes detection and segmentation.
@@ -50,6 +71,7 @@ def load_config(args: argparse.Namespace) -> Config:
     path = find_config(args.config)
     try:
         cfg = Config.fromfile(path)
+        cfg = Config(cfg.to_dict(), cfg.text, cfg.filename, cfg.env_variables)
         check_options(cfg, args.cfg_options)
         cfg.merge_from_dict(args.cfg_options)
     except UsageError:
@@ -115,12 +137,16 @@ def taken(part: dict, widths: Sequence[int]) -> list[int] | int:
 
 def find_config(name: str) -> Path:
     """A config file by its path, or a shipped one by its name."""
-    shipped = SHIPPED / f'{Path(name).stem}.py'
-    for path in (Path(name), shipped):
-        if path.is_file():
-            return path
-    names = ', '.join(sorted(path.stem for path in SHIPPED.glob('*.py')))
-    raise UsageError(f'config {name} does not exist: give a path, or one of {names}')
+    return Path(name) if Path(name).is_file() else shipped_config(f'{Path(name).stem}.py')
+
+
+def shipped_config(name: str) -> Path:
+    """A shipped config, or a base of them, by its path in their folder."""
+    path = SHIPPED / name
+    if not path.is_file():
+        names = ', '.join(sorted(path.stem for path in SHIPPED.glob('*.py')))
+        raise UsageError(f'config {name} does not exist: give a path, or one of {names}')
+    return path
 
 
 def check_family(cfg: Config) -> None:

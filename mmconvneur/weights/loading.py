@@ -9,6 +9,8 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 from mmengine.logging import print_log
+from mmengine.model import PretrainedInit
+from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import load_state_dict
 from torch import Tensor, nn
 
@@ -33,8 +35,14 @@ def split_init_cfg(init_cfg: dict | Sequence[dict] | None) -> tuple[list[dict], 
             'checkpoint=...)'
         )
     cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
-    files = [cfg for cfg in cfgs if cfg['type'] == 'Pretrained']
+    files = [cfg for cfg in cfgs if reads_file(cfg['type'])]
     return files, [cfg for cfg in cfgs if cfg not in files]
+
+
+def reads_file(kind: str | type) -> bool:
+    """Whether MMEngine's initialiser of a name, or this class, fills a model from a file."""
+    kind = WEIGHT_INITIALIZERS.get(kind) if isinstance(kind, str) else kind
+    return kind is PretrainedInit
 
 
 def load_pretrained(backbone: StagedBackbone, files: Sequence[dict]) -> None:

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 
 from mmconvneur.errors import UsageError, check_choice
+from mmconvneur.utils.timing import Spread, Step, race, ratios, seconds
 
 from .backbones import build, configure
-from .measure import Spread, Step, count_macs, peak_memory, race, ratios, seconds
+from .measure import count_macs, peak_memory
 
 MEMORY_FORMATS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 EXECUTIONS = dict(eager=None, compiled='default', cudagraphs='reduce-overhead')

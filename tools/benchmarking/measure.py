@@ -1,15 +1,12 @@
-"""Costs of a step: multiplications, memory, and time beside others in the same rounds.
+"""Costs of a step: multiplications and memory; ``mmconvneur.utils.timing`` has the time.
 
 A step is a function without arguments that runs a network once.
 """
 
 from __future__ import annotations
 
-import random
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +18,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-Step = Callable[[], object]
+from mmconvneur.utils.timing import Step
+
 aten = torch.ops.aten
 
 
@@ -80,54 +78,6 @@ def peak_memory(step: Step, device: torch.device) -> int:
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e for e in events if e.name() == '[memory]'), key=lambda e: e.start_ns())
     return max(accumulate((e.nbytes() for e in changes), initial=0))
-
-
-def seconds(step: Step, device: torch.device) -> float:
-    """Wall-clock time of one step, on a GPU until it is idle again."""
-    synchronize(device)
-    start = time.perf_counter()
-    step()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == 'cuda':
-        torch.cuda.synchronize(device)
-
-
-def race(
-    steps: Mapping[str, Step], rounds: int, clock: Callable[[Step], float]
-) -> dict[str, list[float]]:
-    """Times of every step, one per round.
-
-    Each round runs all steps once, in an order of its own, so that whatever else the machine does
-    hits all alike; times of the same round may be divided by each other.
-    """
-    times = {name: [] for name in steps}
-    order, shuffle = list(steps), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            times[name].append(clock(steps[name]))
-    return times
-
-
-class Spread(NamedTuple):
-    """Median and quartiles."""
-
-    median: float
-    q1: float
-    q3: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(*np.percentile(values, [50, 25, 75]).tolist())
-
-
-def ratios(times: Sequence[float], baseline: Sequence[float]) -> list[float]:
-    """Time over the baseline's, round by round."""
-    return [a / b for a, b in zip(times, baseline, strict=True)]
 
 
 def exponent(pixels: Sequence[float], costs: Sequence[float]) -> float:
