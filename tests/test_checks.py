@@ -361,7 +361,7 @@ def test_loops_samplers_workers_and_schedules(name, options, check, mistake, dou
 )
 def test_helper_variables_on_the_command_line(name, option, places):
     run = Run(load(name), options={option: 'x'}, original=load(name))
-    mistakes, _ = said(training.check_options, run)
+    mistakes, _ = said(training.check_variables, run)
     one(mistakes, f'--cfg-options {option} changes nothing', *places) if places else None
     assert len(mistakes) == bool(places)
 
