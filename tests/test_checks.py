@@ -50,8 +50,13 @@ def sample(sample_dir, tmp_path, monkeypatch) -> Path:
     return tmp_path / 'data' / 'sample'
 
 
+@functools.cache
+def read(name: str) -> Config:
+    return Config.fromfile(CONFIGS / f'{name}.py')
+
+
 def load(name: str, **options: object) -> Config:
-    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    cfg = copy.deepcopy(read(name))
     cfg.merge_from_dict({key.replace('__', '.'): value for key, value in options.items()})
     init_default_scope(cfg.default_scope)
     return cfg

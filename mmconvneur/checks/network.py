@@ -13,8 +13,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..errors import UsageError
 from ..utils.arguments import usage_message
 from ..utils.configs import type_name
+from ..utils.widths import check_widths
 from .data import Run, processes
 from .findings import Finding, wrong
 
@@ -35,6 +37,15 @@ def build_model(cfg: Config) -> tuple[nn.Module | None, list[Finding]]:
             if message is not None:
                 return None, [wrong(message)]
     return None, []
+
+
+def check_maps(run: Run) -> Iterator[Finding]:
+    """Neck and heads take the maps of the backbone."""
+    try:
+        if run.model is not None:
+            check_widths(run.model)
+    except UsageError as error:
+        yield wrong(str(error))
 
 
 def check_batch_norm(run: Run) -> Iterator[Finding]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..errors import UsageError
 from ..models.backbones.base import StagedBackbone
@@ -25,8 +24,6 @@ def check_widths(model: nn.Module) -> None:
     A small image of zeros runs through backbone, neck and those heads that take maps alone. Only
     widths and numbers of maps count: whatever else fails may need what it is given in training.
     """
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        return  # a part of it cannot run alone
     modes = {module: module.training for module in model.modules()}
     model.eval()
     problems = [
