@@ -50,8 +50,13 @@ def sample(sample_dir, tmp_path, monkeypatch) -> Path:
     return tmp_path / 'data' / 'sample'
 
 
+@functools.cache
+def read(name: str) -> Config:
+    return Config.fromfile(CONFIGS / f'{name}.py')
+
+
 def load(name: str, **options: object) -> Config:
-    cfg = Config.fromfile(CONFIGS / f'{name}.py')
+    cfg = copy.deepcopy(read(name))
     cfg.merge_from_dict({key.replace('__', '.'): value for key, value in options.items()})
     init_default_scope(cfg.default_scope)
     return cfg
@@ -361,7 +366,7 @@ def test_loops_samplers_workers_and_schedules(name, options, check, mistake, dou
 )
 def test_helper_variables_on_the_command_line(name, option, places):
     run = Run(load(name), options={option: 'x'}, original=load(name))
-    mistakes, _ = said(training.check_options, run)
+    mistakes, _ = said(training.check_variables, run)
     one(mistakes, f'--cfg-options {option} changes nothing', *places) if places else None
     assert len(mistakes) == bool(places)
 

@@ -15,8 +15,8 @@ from typing import Any
 from mmengine.registry import METRICS
 from torch import nn
 
-from ..utils.configs import as_list
-from .data import Run, Split, class_names, infos, number_of_images, resolve
+from ..utils.configs import as_list, resolve, scope_of
+from .data import Run, Split, class_names, infos, number_of_images
 from .findings import Finding, doubt, some, wrong
 
 
@@ -32,9 +32,10 @@ def check_names(run: Run) -> Iterator[Finding]:
                 )
                 continue
             file, ids = getattr(leaf, 'ann_file', None), getattr(leaf, 'cat_ids', None)
-            names = category_names(file) if classes and ids is not None else {}
-            if names:
-                labels = [names.get(i) for i in ids]
+            if not classes or not file or ids is None:
+                continue
+            if names := category_names(file):
+                labels = [names[i] for i in ids]
                 yield from compare(split.name, list(classes), labels, list(names.values()), file)
 
 
@@ -146,7 +147,7 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
         if isinstance(evaluator, dict) and 'metrics' in evaluator:
             evaluator = evaluator['metrics']
         for metric in as_list(evaluator):
-            if not is_coco(metric.get('type')):
+            if not is_coco(resolve(METRICS, metric['type'], scope_of(run.cfg))):
                 continue
             yield from check_masks_of_metric(run, split, metric)
             file = metric.get('ann_file')
@@ -168,7 +169,7 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
 
 
 def is_coco(kind: object) -> bool:
-    names = [base.__name__ for base in getattr(resolve(METRICS, kind), '__mro__', ())]
+    names = [base.__name__ for base in getattr(kind, '__mro__', ())]
     return 'CocoMetric' in names and 'CocoPanopticMetric' not in names
 
 
@@ -231,12 +232,12 @@ def lacks_masks(info: dict) -> bool:
     return any('mask' not in instance for instance in info.get('instances', ()))
 
 
-def category_names(file: str | os.PathLike | None) -> dict[Any, str]:
+def category_names(file: str | os.PathLike) -> dict[Any, str]:
     """The categories of a COCO-style file by their number; empty for any other file.
 
     Only this list is parsed: a whole file of COCO takes ten seconds.
     """
-    if not file or not Path(file).is_file() or not Path(file).stat().st_size:
+    if not Path(file).is_file() or not Path(file).stat().st_size:
         return {}
     return dict(_category_names(os.path.abspath(file), os.stat(file).st_mtime_ns))
 

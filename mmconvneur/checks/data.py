@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, Registry
+from mmengine.registry import DATASETS
 from torch import nn
 
 from ..utils.arguments import usage_message
-from ..utils.configs import datasets
+from ..utils.configs import datasets, type_name
 from .findings import Finding, wrong
 
 LOOKED_AT = 5000  # annotations of as many images are read, evenly spread
@@ -67,7 +67,7 @@ def open_split(cfg: Config, name: str, build_data: bool = True) -> Split | None:
     if not build_data:
         return split
     try:
-        split.dataset = build(loader.dataset)
+        split.dataset = build(loader['dataset'])
         split.leaves = list(leaves(split.dataset))
     except Exception as error:
         split.leaves, split.failed = open_leaves(split, error)
@@ -100,15 +100,13 @@ def open_leaves(split: Split, error: Exception) -> tuple[list[Any], list[Finding
                 continue
         found.append(leaf)
     if not failed and all(number_of_images(leaf) for leaf in found):
-        failed.append(unbuilt(split, split.loader.dataset, error))
+        failed.append(unbuilt(split, split.loader['dataset'], error))
     return found, failed
 
 
 def unbuilt(split: Split, cfg: dict, error: Exception) -> Finding:
-    kind = cfg.get('type')
-    kind = getattr(kind, '__name__', kind)
     reason = usage_message(error) or f'{type(error).__name__}: {error}'
-    return wrong(f'{split.name} data, {kind}: {" ".join(reason.split())[:400]}')
+    return wrong(f'{split.name} data, {type_name(cfg)}: {" ".join(reason.split())[:400]}')
 
 
 def leaves(dataset: Any) -> Iterator[Any]:
@@ -132,14 +130,6 @@ def infos(leaf: Any, most: int | None = None) -> Iterator[dict]:
         return
     for index in range(0, number, max(1, -(-number // (most or number or 1)))):
         yield leaf.get_data_info(index)
-
-
-def resolve(registry: Registry, kind: object) -> object:
-    """The class that a ``type`` names in the default scope, or is."""
-    if not isinstance(kind, str):
-        return kind
-    with registry.switch_scope_and_registry(None) as scoped:
-        return scoped.get(kind)
 
 
 def class_names(leaf: Any) -> list[str] | None:

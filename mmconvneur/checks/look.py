@@ -19,7 +19,7 @@ from .classes import check_evaluator, check_heads, check_names, check_same_class
 from .data import Run, open_split
 from .findings import Finding, doubt, wrong
 from .folders import check_file, check_folder, check_room, hold
-from .network import build_model, check_batch_norm
+from .network import build_model, check_batch_norm, check_maps
 from .pictures import (
     check_empty,
     check_files,
@@ -28,11 +28,11 @@ from .pictures import (
     check_pipelines,
     name_files,
 )
-from .training import check_loaders, check_options, check_saving, check_schedule
+from .training import check_loaders, check_saving, check_schedule, check_variables
 
-OF_THE_CONFIG = (check_options, check_loaders, check_schedule, check_saving)
+OF_THE_CONFIG = (check_variables, check_loaders, check_schedule, check_saving)
 OF_THE_DATA = (
-    *(check_names, check_empty, check_same_classes, check_heads),
+    *(check_names, check_empty, check_same_classes, check_heads, check_maps),
     *(check_files, check_masks, check_label_maps, check_evaluator),
 )
 

@@ -13,7 +13,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from ..errors import UsageError
 from ..utils.arguments import usage_message
+from ..utils.configs import type_name
+from ..utils.widths import check_widths
 from .data import Run, processes
 from .findings import Finding, wrong
 
@@ -34,6 +37,15 @@ def build_model(cfg: Config) -> tuple[nn.Module | None, list[Finding]]:
             if message is not None:
                 return None, [wrong(message)]
     return None, []
+
+
+def check_maps(run: Run) -> Iterator[Finding]:
+    """Neck and heads take the maps of the backbone."""
+    try:
+        if run.model is not None:
+            check_widths(run.model)
+    except UsageError as error:
+        yield wrong(str(error))
 
 
 def check_batch_norm(run: Run) -> Iterator[Finding]:
@@ -84,21 +96,20 @@ def starved_layer(model: nn.Module, shape: tuple[int, ...]) -> str | None:
     return starved[0] if starved else None
 
 
-def forward(model: nn.Module, shape: tuple[int, ...]) -> None:
+def forward(model: Any, shape: tuple[int, ...]) -> None:
     """Backbone, neck and the dense heads, in training mode."""
     device = next(model.parameters()).device
     model.train()
     maps = model.extract_feat(torch.zeros(shape, device=device))
     for name in ('decode_head', 'auxiliary_head', 'rpn_head', 'bbox_head'):
         head = getattr(model, name, None)
-        several = isinstance(head, nn.ModuleList)
-        if several and name == 'decode_head':  # a cascade
+        if isinstance(head, nn.ModuleList) and name == 'decode_head':  # a cascade
             output = head[0](maps)
             for part in head[1:]:
                 output = part(maps, output)
-            continue
-        for part in head if several else [head] * (head is not None):
-            part(maps)
+        elif head is not None:
+            for part in head if isinstance(head, nn.ModuleList) else [head]:
+                part(maps)
 
 
 def estimate_memory(run: Run) -> dict[str, int]:
@@ -111,11 +122,11 @@ def estimate_memory(run: Run) -> dict[str, int]:
         return {}
     parameters = list(run.model.parameters())
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    kind = ((run.cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
+    kind = type_name((run.cfg.get('optim_wrapper') or {}).get('optimizer') or {})
     parts = dict(
         weights=4 * sum(p.numel() for p in parameters),
         gradients=4 * trained,
-        optimizer=BYTES_OF_STATE.get(kind if isinstance(kind, str) else kind.__name__, 8) * trained,
+        optimizer=BYTES_OF_STATE.get(kind, 8) * trained,
     )
     batch = next((s.loader.get('batch_size') for s in run.splits if s.name == 'train'), None)
     on_meta = all(parameter.is_meta for parameter in parameters)

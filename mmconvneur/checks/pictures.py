@@ -91,8 +91,8 @@ def check_sizes(split: Split, looked_at: list[dict]) -> Iterator[Finding]:
     for info in looked_at:
         if not isinstance(info.get('img_path'), str) or damage(info['img_path']):
             continue
-        written = info.get('width'), info.get('height')
-        if None not in written and (size := picture_size(info['img_path'])) not in (None, written):
+        size, written = picture_size(info['img_path']), (info.get('width'), info.get('height'))
+        if size and None not in written and size != written:
             yield doubt(
                 f'{info["img_path"]} is {size[0]} x {size[1]} pixels and {written[0]} x '
                 f'{written[1]} in the annotations of the {split.name} data: its boxes may be '
@@ -101,8 +101,8 @@ def check_sizes(split: Split, looked_at: list[dict]) -> Iterator[Finding]:
             return
         maps = info.get('seg_map_path')
         if maps and 'instances' not in info and not damage(maps):
-            size, other = picture_size(info['img_path']), picture_size(maps)
-            if None not in (size, other) and size != other:
+            other = picture_size(maps)
+            if size and other and size != other:
                 yield doubt(
                     f'{maps} is {other[0]} x {other[1]} pixels and its image {size[0]} x {size[1]}'
                 )
@@ -179,8 +179,8 @@ def check_label_maps(run: Run) -> Iterator[Finding]:
             number = number_of_labels(run, leaf, maps)
             # Panoptic maps are colour pictures.
             plain = maps and 'segments_info' not in maps[0]
-            for step in steps[:1] if plain and number and reads(leaf, 'seg_map_path') else ():
-                yield from look_into_maps(split, leaf, maps, step, number)
+            if steps and plain and number and reads(leaf, 'seg_map_path'):
+                yield from look_into_maps(split, leaf, maps, steps[0], number)
 
 
 def number_of_labels(run: Run, leaf: Any, maps: list[dict]) -> int | None:

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 from rich.table import Table
 
+from ..utils.configs import as_list, type_name
 from .data import Run, Split, class_names, number_of_images, processes
 from .network import estimate_memory
 from .pictures import IGNORED, SIZES, picture_size
-from .training import by_epoch, type_name
+from .training import by_epoch
 
 
 def tables(run: Run) -> Iterator[Table]:
@@ -39,10 +40,10 @@ def sizes(split: Split, leaf: object) -> str:
         for info in infos[:: -(-len(infos) // SIZES) or 1]
         if 'img_path' in info
     ]
-    found = [size for size in found if size]
-    if not found:
+    known = [size for size in found if size]
+    if not known:
         return '-'
-    low, high = np.min(found, axis=0), np.max(found, axis=0)
+    low, high = np.min(known, axis=0), np.max(known, axis=0)
     small, large = f'{low[0]} x {low[1]}', f'{high[0]} x {high[1]}'
     return small if small == large else f'{small} to {large}'
 
@@ -82,18 +83,16 @@ def training_table(run: Run) -> Table:
     images = len(train.dataset) if train is not None and train.dataset is not None else 0
     batch = processes() * (train.loader.get('batch_size') or 0) if train is not None else 0
     if by_epoch(run):
-        steps = loop.max_epochs * -(-images // batch) if batch else 0
-        length = f'{loop.max_epochs} epochs, {steps:,} iterations'
+        steps = loop['max_epochs'] * -(-images // batch) if batch else 0
+        length = f'{loop["max_epochs"]} epochs, {steps:,} iterations'
     else:
         length = f'{loop.get("max_iters", 0):,} iterations'
-        length += f', {loop.max_iters * batch / images:.1f} epochs' if images and loop else ''
+        length += f', {loop["max_iters"] * batch / images:.1f} epochs' if images and loop else ''
     table.add_row('length', length)
     table.add_row('batch', f'{batch} in {processes()} process(es)')
     if run.input_shape:
         table.add_row('input', ' x '.join(map(str, run.input_shape)))
-    schedulers = run.cfg.get('param_scheduler') or []
-    schedulers = schedulers if isinstance(schedulers, list) else [schedulers]
-    for scheduler in schedulers:
+    for scheduler in as_list(run.cfg.get('param_scheduler')):
         unit = 'epochs' if scheduler.get('by_epoch', True) else 'iterations'
         span = f'{scheduler.get("begin", 0)} to {scheduler.get("end", "the end")} {unit}'
         table.add_row('schedule', f'{type_name(scheduler)}, {span}')

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS
-from mmengine.runner import Runner
 
-from ..utils.configs import as_list
-from .data import Run, processes, resolve
+from ..utils.configs import RUNNER_KEYS, as_list, is_subclass, resolve, scope_of, type_name
+from .data import Run, processes
 from .findings import Finding, doubt, some, wrong
 
 ENDLESS = ('MultiSourceSampler', 'GroupMultiSourceSampler')  # mmdet's, of no length
@@ -23,12 +21,12 @@ def check_loaders(run: Run) -> Iterator[Finding]:
     for split in run.splits:
         name, loader = f'{split.name}_dataloader', split.loader
         ends = split.name != 'train' or by_epoch(run)
-        if ends and is_endless(loader.get('sampler')):
-            kind = type_name(loader.sampler)
+        sampler = loader.get('sampler')
+        if ends and is_endless(sampler, scope_of(run.cfg)):
             use = 'an epoch' if split.name == 'train' else 'an evaluation'
             yield wrong(
-                f'{name}.sampler is {kind}, which never ends, so that {use} does not either: take '
-                f"dict(type='DefaultSampler', shuffle={split.name == 'train'})"
+                f'{name}.sampler is {type_name(sampler)}, which never ends, so that {use} does not '
+                f"either: take dict(type='DefaultSampler', shuffle={split.name == 'train'})"
                 + ', or IterBasedTrainLoop'
                 * (split.name == 'train')
             )
@@ -41,16 +39,11 @@ def check_loaders(run: Run) -> Iterator[Finding]:
                 )
 
 
-def is_endless(sampler: Any) -> bool:
-    kind = resolve(DATA_SAMPLERS, sampler.get('type') if isinstance(sampler, dict) else None)
-    return inspect.isclass(kind) and (
-        issubclass(kind, InfiniteSampler) or any(c.__name__ in ENDLESS for c in kind.__mro__)
-    )
-
-
-def type_name(cfg: dict) -> str:
-    kind = cfg.get('type')
-    return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
+def is_endless(sampler: Any, scope: str) -> bool:
+    kind = sampler.get('type') if isinstance(sampler, dict) else None
+    kind = resolve(DATA_SAMPLERS, kind, scope)
+    names = [base.__name__ for base in getattr(kind, '__mro__', ())]
+    return is_subclass(kind, InfiniteSampler) or any(name in ENDLESS for name in names)
 
 
 def by_epoch(run: Run) -> bool:
@@ -125,15 +118,14 @@ def check_saving(run: Run) -> Iterator[Finding]:
             )
 
 
-def check_options(run: Run) -> Iterator[Finding]:
+def check_variables(run: Run) -> Iterator[Finding]:
     """The command line changes what is read, not a variable that helped to write the config."""
-    read = set(inspect.signature(Runner).parameters)
     for option in run.options:
         name = option.split('.')[0]
-        if run.original is None or name in read or name not in run.original:
+        if run.original is None or name in RUNNER_KEYS or name not in run.original:
             continue
         value = run.original[name]
-        places = list(copies(run.original, name, value, read))
+        places = list(copies(run.original, name, value))
         if places:
             yield wrong(
                 f'--cfg-options {option} changes nothing: {name} helped to write the config, and '
@@ -141,9 +133,9 @@ def check_options(run: Run) -> Iterator[Finding]:
             )
 
 
-def copies(cfg: Config, name: str, value: Any, read: set[str]) -> Iterator[str]:
-    """Options below ``read`` that a variable of the config has filled, as far as one can tell."""
-    waiting = [(key, cfg[key]) for key in cfg if key in read]
+def copies(cfg: Config, name: str, value: Any) -> Iterator[str]:
+    """Options of the runner that a variable of the config has filled, as far as one can tell."""
+    waiting = [(key, cfg[key]) for key in cfg if key in RUNNER_KEYS]
     while waiting:
         path, part = waiting.pop(0)
         text = isinstance(value, str) and len(value) > 3 and isinstance(part, str) and value in part

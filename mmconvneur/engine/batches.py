@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from itertools import count, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,13 +45,15 @@ class RepeatableBatches:
     """
 
     def __init__(self, loader: DataLoader, seed: int, endless: bool = False) -> None:
-        self.batches, self.sampler = loader.batch_sampler, loader.batch_sampler.sampler
+        batches: Any = loader.batch_sampler  # of any class with a sampler and a length
+        dataset: Any = loader.dataset
+        self.batches, self.sampler = batches, batches.sampler
         self.key = (seed, get_rank())
         self.endless = endless
         self.start_at(0)
         # PyTorch hands a whole batch to __getitems__ where a data set has it. A DataLoader refuses
         # to have its batch sampler replaced, as an iterator would not notice: there is none yet.
-        loader.dataset.__getitems__ = partial(load, loader.dataset)
+        dataset.__getitems__ = partial(load, dataset)
         vars(loader)['batch_sampler'] = self
 
     def start_at(self, first: int, skipped: int = 0) -> None:

@@ -64,7 +64,7 @@ def latest_checkpoint(*folders: str | Path) -> Path | None:
                 print(f'--resume passes over {path}: {error}', file=sys.stderr)
             continue
         found[path] = meta.get('saved', 0), meta['iter'], meta['epoch']
-    return max(found, key=found.get, default=None)
+    return max(found, key=found.__getitem__, default=None)
 
 
 # ------------------------------------------------------------------------------------- validations

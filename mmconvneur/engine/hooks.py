@@ -66,8 +66,9 @@ class ResumeHook(Hook):
     def __init__(self, interval: int = 1000) -> None:
         self.interval = interval
         self._received = self._agreed = 0
+        self._since = 0.0
         self._due = False
-        self._saved = None
+        self._saved: int | None = None
 
     def before_train(self, runner: Runner) -> None:
         note_validation(runner.work_dir, min(runner.iter, last_validation(runner.work_dir)))

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mmengine.dist import broadcast_object_list
 from mmengine.registry import LOOPS
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, set_random_seed
+from mmengine.runner import (
+    BaseLoop,
+    EpochBasedTrainLoop,
+    IterBasedTrainLoop,
+    Runner,
+    set_random_seed,
+)
 from torch import nn
+from torch.utils.data import DataLoader
 
 from .batches import RepeatableBatches, seed_of
 from .checkpoints import last_validation
@@ -13,7 +22,7 @@ from .checkpoints import last_validation
 EPOCH_POSITION = 'epoch_position'
 
 
-class _Resumable:
+class _Resumable(BaseLoop):
     """What both loops share, before one of MMEngine's.
 
     Every iteration starts from the random state that (seed, iteration) gives, and every sample from
@@ -22,14 +31,21 @@ class _Resumable:
     """
 
     endless = False
+    _iter: int
+    val_begin: int
+    val_interval: int
+    _decide_current_val_interval: Callable[[], None]
 
-    def __init__(self, runner, dataloader, **kwargs) -> None:
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs) -> None:
         super().__init__(runner, dataloader, **kwargs)
         self._batches = RepeatableBatches(self.dataloader, runner.seed, self.endless)
 
-    def run_iter(self, *args) -> None:
+    def _progress(self) -> tuple[int, int]:
+        """How many epochs or iterations are done, and how many there are."""
+        raise NotImplementedError
+
+    def _seed_iteration(self) -> None:
         set_random_seed(seed_of(self.runner.seed, self._iter))
-        super().run_iter(*args)
 
     def _make_up_validation(self) -> None:
         # Other machines may not see the file.
@@ -85,6 +101,7 @@ class ResumableEpochLoop(_Resumable, EpochBasedTrainLoop):
         done, self._batches_done = self._batches_done, 0
         self._batches.start_at(self._iter - done, skipped=done)
         for index, batch in enumerate(self.dataloader, done):
+            self._seed_iteration()
             self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
@@ -108,7 +125,9 @@ class ResumableIterLoop(_Resumable, IterBasedTrainLoop):
         batches = (batch for batch in self.dataloader)  # loads nothing before it is asked
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
-            self.run_iter(next(batches))
+            batch = next(batches)
+            self._seed_iteration()
+            self.run_iter(batch)
             self._validate_if_due()
         self.runner.call_hook('after_train_epoch')
         self.runner.call_hook('after_train')

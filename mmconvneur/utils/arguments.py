@@ -16,6 +16,7 @@ from mmengine.config import DictAction
 
 from ..errors import UsageError, UsageErrors
 from .environment import install
+from .flat import literal
 from .widths import width_problem
 
 BLANK = '\ue000'  # of the private use area: no option has it
@@ -125,7 +126,7 @@ class OptionsAction(DictAction):
             return _with_blanks(DictAction._parse_iterable(entries.replace(' ', BLANK)))
         try:
             return literal(ast.parse(val.strip(), mode='eval').body)
-        except (SyntaxError, ValueError):
+        except (SyntaxError, TypeError, ValueError):
             raise UsageError(
                 f'--cfg-options ...={val} is no Python value: put the whole option in double '
                 'quotes and strings in single ones'
@@ -136,20 +137,6 @@ def _with_blanks(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_with_blanks, value))
     return value.replace(BLANK, ' ') if isinstance(value, str) else value
-
-
-def literal(node: ast.AST) -> object:
-    """The value of an expression of constants, lists, tuples and dicts; it runs no code."""
-    if isinstance(node, ast.Call) and getattr(node.func, 'id', None) == 'dict' and not node.args:
-        if all(keyword.arg for keyword in node.keywords):
-            return {keyword.arg: literal(keyword.value) for keyword in node.keywords}
-    if isinstance(node, ast.Dict) and all(node.keys):
-        pairs = zip(node.keys, node.values, strict=True)
-        return {literal(key): literal(value) for key, value in pairs}
-    if isinstance(node, (ast.List, ast.Tuple)):
-        values = [literal(value) for value in node.elts]
-        return values if isinstance(node, ast.List) else tuple(values)
-    return ast.literal_eval(node)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

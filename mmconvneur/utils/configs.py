@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeGuard, TypeVar
 
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, METRICS, MODELS, Registry
@@ -21,21 +22,22 @@ from ..weights.reading import load_safely
 from .environment import PROVIDERS, TESTED
 from .files import HOME
 
+T = TypeVar('T')
 SHIPPED = HOME / 'configs'
 FAMILIES = {'mmdet': 'detection', 'mmseg': 'segmentation'}
 VISUALIZERS = {'mmdet': 'mmdet.DetLocalVisualizer', 'mmseg': 'mmseg.SegLocalVisualizer'}
 SAMPLE_COMMAND = 'python tools/make_sample_data.py'
 SAMPLE_TASKS = ('sample', 'cue', 'legend')
-# Of a config, what MMEngine's runners take as arguments or ask the config for, and what tools do.
-READ_KEYS = {
+# Of a config, what MMEngine's runners take as arguments or ask the config for.
+RUNNER_KEYS = {
     *(key for runner in (Runner, FlexibleRunner) for key in inspect.signature(runner).parameters),
     *(
         key
         for runner in (Runner, FlexibleRunner)
         for key in re.findall(r"self\.cfg\.get\(\s*'(\w+)'", inspect.getsource(runner))
     ),
-    *('runner_type', 'test_pipeline', 'tta_model', 'tta_pipeline'),
 } - {'cfg'}
+TOOL_KEYS = {'runner_type', 'test_pipeline', 'tta_model', 'tta_pipeline'}
 
 
 _base_of_mmengine = Config._get_cfg_path
@@ -96,7 +98,7 @@ def fill_in(cfg: Config) -> None:
 
 def check_options(cfg: Config, options: dict) -> None:
     """Raise ``UsageError`` for an option that nothing would read: a misspelt first part."""
-    known = {*cfg, *READ_KEYS}
+    known = {*cfg, *RUNNER_KEYS, *TOOL_KEYS}
     for option in options:
         first = option.split('.')[0]
         if first not in known:
@@ -112,8 +114,8 @@ def check_pretrained(cfg: Config) -> None:
     network = resolve(MODELS, backbone.get('type'), scope_of(cfg))
     if not model.get('pretrained') or not is_subclass(network, StagedBackbone):
         return
-    options = {name: p.default for name, p in inspect.signature(network).parameters.items()}
-    options |= backbone
+    defaults = {name: p.default for name, p in inspect.signature(network).parameters.items()}
+    options = {**defaults, **backbone}
     channels = network.resolve_arch(options['arch'])['channels']
     widths = [channels[i] for i in resolve_out_indices(options['out_indices'], len(channels))]
     lines = [
@@ -122,7 +124,7 @@ def check_pretrained(cfg: Config) -> None:
         if isinstance(model.get(name), dict) and (name == 'neck' or not model.get('neck'))
     ]
     raise UsageError(
-        f'model.pretrained={model.pretrained!r} is of another backbone: write in model '
+        f'model.pretrained={model["pretrained"]!r} is of another backbone: write in model '
         f'pretrained=None, {", ".join(lines)}, and weights as init_cfg of the backbone'
     )
 
@@ -225,12 +227,12 @@ def resolve(registry: Registry, kind: object, scope: str) -> object | None:
         return scoped.get(kind)
 
 
-def is_subclass(kind: object, base: type) -> bool:
+def is_subclass(kind: object, base: type[T]) -> TypeGuard[type[T]]:
     return inspect.isclass(kind) and issubclass(kind, base)
 
 
 def type_name(part: dict) -> str:
-    kind = part['type']
+    kind = part.get('type')
     return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
 
 

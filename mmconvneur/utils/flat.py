@@ -14,8 +14,15 @@ class _Dicts(ast.NodeTransformer):
         self.generic_visit(node)
         if not isinstance(node.func, ast.Name) or node.func.id != 'dict' or node.args:
             return node
-        keys = [keyword.arg and ast.Constant(keyword.arg) for keyword in node.keywords]
-        return ast.Dict(keys, [keyword.value for keyword in node.keywords])
+        return ast.Dict(
+            [ast.Constant(keyword.arg) if keyword.arg else None for keyword in node.keywords],
+            [keyword.value for keyword in node.keywords],
+        )
+
+
+def literal(node: ast.AST) -> object:
+    """The value of an expression of constants, lists, dicts and ``dict(...)``; it runs no code."""
+    return ast.literal_eval(_Dicts().visit(node))
 
 
 def read_flat(text: str) -> dict:
@@ -24,12 +31,16 @@ def read_flat(text: str) -> dict:
     Raises:
         UsageError: If it holds anything else, which only running it could read.
     """
+    values = {}
     try:
-        return {
-            statement.targets[0].id: ast.literal_eval(_Dicts().visit(statement.value))
-            for statement in ast.parse(text).body
-        }
-    except (AttributeError, RecursionError, SyntaxError, TypeError, ValueError) as error:
+        for statement in ast.parse(text).body:
+            match statement:
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    values[name] = literal(value)
+                case _:
+                    raise ValueError(f'line {statement.lineno}')
+        return values
+    except (RecursionError, SyntaxError, TypeError, ValueError) as error:
         raise UsageError(
             f'the config in the checkpoint holds more than plain values ({error}): '
             'it could run any code, so it is not read'

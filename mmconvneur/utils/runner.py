@@ -18,7 +18,6 @@ from mmengine.runner import Runner
 
 from ..errors import UsageError
 from .configs import resolve, scope_of
-from .widths import check_widths
 
 # A line for each parameter with options of its own, and what upstream means to change some day.
 FOR_THE_FILE = re.compile(r'paramwise_options -- |will be deprecated in future')
@@ -48,8 +47,6 @@ def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Ru
             cfg.model_wrapper_cfg = dict(wrapper, type=CPUDistributedDataParallel.__name__)
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     quieten(runner.logger)
-    if isinstance(runner.model, torch.nn.Module):  # FlexibleRunner builds it later
-        check_widths(runner.model)
     for hook in hooks:
         runner.register_hook(hook)
     return runner

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ..errors import UsageError
 from ..models.backbones.base import StagedBackbone
@@ -24,15 +24,13 @@ def check_widths(model: nn.Module) -> None:
     A small image of zeros runs through backbone, neck and those heads that take maps alone. Only
     widths and numbers of maps count: whatever else fails may need what it is given in training.
     """
-    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
-        return  # a part of it cannot run alone
     modes = {module: module.training for module in model.modules()}
     model.eval()
     problems = [
         problem
         for module in modes
-        if isinstance(getattr(module, 'backbone', None), StagedBackbone)
-        for problem in _problems(module)
+        if isinstance(backbone := getattr(module, 'backbone', None), StagedBackbone)
+        for problem in _problems(module, backbone)
     ]
     for module, mode in modes.items():
         module.training = mode
@@ -40,11 +38,12 @@ def check_widths(model: nn.Module) -> None:
         raise UsageError('; '.join(dict.fromkeys(problems)))
 
 
-def _problems(model: nn.Module) -> Iterator[str]:
-    backbone = model.backbone
+def _problems(model: Any, backbone: StagedBackbone) -> Iterator[str]:
     image = next(backbone.parameters()).new_zeros(1, backbone.in_channels, 64, 64)
     maps, giver = backbone(image), 'backbone'
-    parts = [('neck', lambda _: model.extract_feat(image))] if hasattr(model, 'neck') else []
+    parts: list[tuple[str, Callable[[Any], Any]]] = []
+    if hasattr(model, 'neck'):
+        parts.append(('neck', lambda _: model.extract_feat(image)))
     for name, part in model.named_children():
         if name.endswith('head'):
             parts += [(name, one) for one in (part if isinstance(part, nn.ModuleList) else [part])]
@@ -89,9 +88,11 @@ def width_problem(error: BaseException, root: nn.Module | None = None) -> str | 
 def _number_problem(error: Exception, root: nn.Module, number: int) -> str | None:
     """Which neck or head takes another number of maps, if that is what failed."""
     frames = _module_frames(error)
-    part = frames[-1][1] if frames else None
+    if not frames or not isinstance(error, (AssertionError, IndexError)):
+        return None
+    part = frames[-1][1]
     wanted = getattr(part, 'in_channels', None)
-    if not isinstance(error, (AssertionError, IndexError)) or not isinstance(wanted, (list, tuple)):
+    if not isinstance(wanted, (list, tuple)):
         return None
     return None if len(wanted) == number else f'{_name(part, root)}.in_channels={_listed(wanted)}'
 
