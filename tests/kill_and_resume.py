@@ -215,20 +215,20 @@ def check_kept(work_dir: Path, moment: Moment) -> str:
 
 def random_moments(rng: random.Random, number: int, processes: int) -> list[Moment]:
     """In the order in which a run passes them."""
-    return sorted(
-        (
+    moments = []
+    for _ in range(number):
+        phase = rng.choice(['train', 'val', 'save'])
+        moments.append(
             Moment(
-                phase=rng.choice(['train', 'val', 'save']),
+                phase,
                 iteration=rng.randrange(ITERATIONS),
                 number=rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL]),
                 group=rng.random() < 0.5,
                 delay=rng.random() * 0.1,
-                rank=rng.randrange(processes),
+                rank=0 if phase == 'save' else rng.randrange(processes),  # the first alone saves
             )
-            for _ in range(number)
-        ),
-        key=lambda moment: moment.iteration,
-    )
+        )
+    return sorted(moments, key=lambda moment: moment.iteration)
 
 
 def main() -> None:

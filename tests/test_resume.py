@@ -7,8 +7,10 @@ import random
 import runpy
 import shutil
 import signal
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,15 +18,16 @@ import torch
 from kill_and_resume import Moment, check_kept, final_state, train, write_config
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
+from mmengine.hooks import CheckpointHook, EMAHook
 from mmengine.optim import OptimWrapper
 from test_tools import TOOLS, failing, scalars
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from mmconvneur import UsageError
 from mmconvneur.engine.batches import RepeatableBatches
 from mmconvneur.engine.checkpoints import latest_checkpoint, read_training
-from mmconvneur.engine.hooks import stepped
+from mmconvneur.engine.hooks import ResumeHook, stepped
 from mmconvneur.weights import read_checkpoint
 
 CHAINS = {
@@ -120,18 +123,15 @@ def loader(sampler, batch_size: int = 2, **kwargs) -> DataLoader:
 @pytest.mark.parametrize('workers', [0, 2])
 def test_batches_of_an_epoch_are_the_same_from_any_place_on(workers):
     every = loader(DefaultSampler(Draws(), seed=5))
-    RepeatableBatches(every, seed=3).start_at(20)
-    expected = list(every)
+    expected = list(RepeatableBatches(every, seed=3).loaded(20))
     assert len(expected) == 4 and len({values[1:] for batch in expected for values in batch}) == 7
 
     rest = loader(DefaultSampler(Draws(), seed=5), num_workers=workers)
     batches = RepeatableBatches(rest, seed=3)
-    batches.start_at(20, skipped=3)
-    assert list(rest) == expected[3:]
+    assert list(batches.loaded(20, skipped=3)) == expected[3:]
     if workers == 0:
         assert rest.dataset.loaded == [values[0] for values in expected[3]]
-    batches.start_at(24)
-    later = list(rest)
+    later = list(batches.loaded(24))
     assert [[v[0] for v in batch] for batch in later] == [[v[0] for v in b] for b in expected]
     assert not {v[1] for batch in later for v in batch} & {v[1] for b in expected for v in b}
 
@@ -140,13 +140,30 @@ def test_batches_of_an_epoch_are_the_same_from_any_place_on(workers):
 def test_endless_batches_are_the_same_from_any_place_on(sampler):
     """A sampler that ends is started over, in the order of its next epoch."""
     every, rest = (loader(sampler(Draws(), seed=5)) for _ in range(2))
-    RepeatableBatches(every, seed=3, endless=True)
-    expected = list(islice(every, 11))
+    expected = list(islice(RepeatableBatches(every, seed=3, endless=True).loaded(), 11))
     indices = [values[0] for batch in expected for values in batch]
     assert sorted(indices[:7]) == sorted(indices[7:14]) == list(range(7))
     assert indices[:7] != indices[7:14]
-    RepeatableBatches(rest, seed=3, endless=True).start_at(0, skipped=9)
+    rest = RepeatableBatches(rest, seed=3, endless=True).loaded(skipped=9)
     assert list(islice(rest, 2)) == expected[9:]
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(5))
+
+
+@pytest.mark.parametrize(('batch_size', 'batches'), [
+    (2, [[0, 1], [2, 3], [4]]), (None, [0, 1, 2, 3, 4])
+])  # fmt: skip
+def test_what_has_no_numbered_samples_is_loaded_to_the_place(batch_size, batches):
+    def load(endless: bool, skipped: int) -> Iterator:
+        loader = DataLoader(Stream(), batch_size, collate_fn=list if batch_size else None)
+        return RepeatableBatches(loader, seed=3, endless=endless).loaded(skipped=skipped)
+
+    assert list(load(endless=False, skipped=2)) == batches[2:]
+    later = load(endless=True, skipped=len(batches) + 1)
+    assert list(islice(later, 3)) == [*batches[1:], *batches][:3]
 
 
 # ------------------------------------------------------------------------------- which to continue
@@ -218,3 +235,27 @@ def test_the_config_in_a_resumed_checkpoint_is_not_run(
     assert not trace.exists()
     assert train(*train_args, '--trust-checkpoint') == 0
     assert trace.exists()  # what was held off
+
+
+def test_a_resumed_checkpoint_names_no_file_to_delete_but_of_its_run(tmp_path):
+    work, out = str(tmp_path / 'work'), str(tmp_path / 'out')
+    hook = CheckpointHook(save_best='mIoU', out_dir=out)
+    runner = SimpleNamespace(work_dir=work, hooks=[EMAHook(), hook])
+    own = dict(
+        best_ckpt=f'{work}/best_mIoU_iter_8.pth',
+        best_ckpt_mAcc=f'{out}/work/best_mAcc_iter_8.pth',
+        keep_ckpt_ids=[8, 16],
+        last_ckpt=f'{work}/iter_8.pth',
+    )
+    foreign = dict(
+        best_ckpt_file='/etc/best_hosts',
+        best_ckpt_out=f'{work}/best_/../../best_x.pth',
+        best_ckpt_other=f'{work}/resume.pth',
+        best_ckpt_relative='best_x.pth',
+    )
+    for infos in (own | foreign, own | foreign | dict(keep_ckpt_ids=['/../x'])):
+        hub = dict(runtime_info=infos)
+        ResumeHook().after_load_checkpoint(runner, dict(message_hub=hub))
+        numbers = all(isinstance(number, int) for number in infos.get('keep_ckpt_ids', []))
+        assert numbers and {**infos, 'keep_ckpt_ids': [8, 16]} == own
+    ResumeHook().after_load_checkpoint(runner, dict(state_dict={}))  # of weights alone

@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count, islice, repeat
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 
 def seed_of(*key: int) -> int:
@@ -38,27 +38,45 @@ class RepeatableBatches:
     augmentation of a sample draws follows from it alone, not from what was loaded before it and by
     which worker. Batches before the place are counted, not loaded.
 
+    What has no numbered samples (an ``IterableDataset``, a loader without batches) has no keys
+    either: it draws as it likes, and batches before the place are loaded and thrown away.
+
     Args:
-        loader: It is made to use these batches; its data set must be map-style.
+        loader: It is made to use these batches.
         seed: Of the run.
         endless: Start over when the sampler ends, as iteration-based loops do.
     """
 
     def __init__(self, loader: DataLoader, seed: int, endless: bool = False) -> None:
+        self.loader, self.endless = loader, endless
+        self.key = (seed, get_rank())
+        self.first = self.skipped = 0
+        self.numbered = not (
+            loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset)
+        )
+        if not self.numbered:
+            return
         batches: Any = loader.batch_sampler  # of any class with a sampler and a length
         dataset: Any = loader.dataset
         self.batches, self.sampler = batches, batches.sampler
-        self.key = (seed, get_rank())
-        self.endless = endless
-        self.start_at(0)
         # PyTorch hands a whole batch to __getitems__ where a data set has it. A DataLoader refuses
         # to have its batch sampler replaced, as an iterator would not notice: there is none yet.
         dataset.__getitems__ = partial(load, dataset)
         vars(loader)['batch_sampler'] = self
 
-    def start_at(self, first: int, skipped: int = 0) -> None:
-        """Number of the first batch of the next pass in the run, and how many of it to skip."""
-        self.first, self.skipped = first, skipped
+    def loaded(self, first: int = 0, skipped: int = 0) -> Iterator:
+        """What the loader makes of one pass, or of the endless one.
+
+        Args:
+            first: Number in the run of the first batch of the pass.
+            skipped: How many to leave out.
+        """
+        if self.numbered:
+            self.first, self.skipped = first, skipped
+            yield from self.loader
+        else:
+            passes = chain.from_iterable(repeat(self.loader)) if self.endless else self.loader
+            yield from islice(passes, skipped, None)
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -14,10 +14,10 @@ from functools import partial
 
 import torch
 from mmengine.dist import all_reduce, broadcast_object_list
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -87,6 +87,9 @@ class ResumeHook(Hook):
             self._due = False
             self._stop_if_agreed()
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        forget_foreign_files(runner, checkpoint)
+
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if 'optimizer' in checkpoint:  # not one of the best_* files
             checkpoint['meta']['saved'] = time.time()
@@ -140,10 +143,10 @@ class ResumeHook(Hook):
             signal.signal(number, handler)
 
     def _save(self, runner: Runner, iteration: int, done: int) -> None:
-        position = dict(
-            epoch=runner.epoch, iter=iteration, batches=len(runner.train_dataloader), done=done
-        )
-        runner.message_hub.update_info(EPOCH_POSITION, position)
+        if isinstance(runner.train_loop, EpochBasedTrainLoop):
+            batches = len(runner.train_dataloader)
+            position = dict(epoch=runner.epoch, iter=iteration, batches=batches, done=done)
+            runner.message_hub.update_info(EPOCH_POSITION, position)
         runner.save_checkpoint(
             runner.work_dir,
             RESUME_FILE,
@@ -156,6 +159,25 @@ class ResumeHook(Hook):
         if self._agreed:
             self._logger.warning('Stopped: continue with the same command and --resume.')
             raise SystemExit(128 + self._agreed)
+
+
+def forget_foreign_files(runner: Runner, checkpoint: dict) -> None:
+    """Make MMEngine delete, as better and newer checkpoints come, those of this run alone.
+
+    A checkpoint names the best one by its path, which can be any, and the others by numbers.
+    """
+    outs = [hook.out_dir for hook in runner.hooks if isinstance(hook, CheckpointHook)]
+    name = os.path.basename(runner.work_dir)
+    folders = [runner.work_dir, *(os.path.join(out, name) for out in outs if out)]
+    infos = checkpoint.get('message_hub', {}).get('runtime_info', {})
+    for key, value in list(infos.items()):
+        if key.startswith('best_ckpt'):
+            folder, name = os.path.split(value)
+            foreign = folder not in folders or not name.startswith('best_')
+        else:
+            foreign = key == 'keep_ckpt_ids' and not all(isinstance(x, int) for x in value)
+        if foreign:
+            del infos[key]
 
 
 def stepped(optim_wrapper: OptimWrapper | OptimWrapperDict) -> bool:

@@ -99,8 +99,7 @@ class ResumableEpochLoop(_Resumable, EpochBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
         done, self._batches_done = self._batches_done, 0
-        self._batches.start_at(self._iter - done, skipped=done)
-        for index, batch in enumerate(self.dataloader, done):
+        for index, batch in enumerate(self._batches.loaded(self._iter - done, skipped=done), done):
             self._seed_iteration()
             self.run_iter(index, batch)
         self.runner.call_hook('after_train_epoch')
@@ -121,8 +120,7 @@ class ResumableIterLoop(_Resumable, IterBasedTrainLoop):
         self.runner.call_hook('before_train_epoch')
         self._make_up_validation()
         self._say_if_finished()
-        self._batches.start_at(0, skipped=self._iter)
-        batches = (batch for batch in self.dataloader)  # loads nothing before it is asked
+        batches = self._batches.loaded(skipped=self._iter)
         while self._iter < self._max_iters and not self.stop_training:
             self.runner.model.train()
             batch = next(batches)
