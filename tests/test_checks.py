@@ -96,7 +96,7 @@ WRAPPERS = {
         (CLASSES, None, None, False),
         (('coin', 'triangle', 'bar'), 'Repeat', None, False),  # a part in order
         (CLASSES[::-1], None, ['another order', "'coin' counts as 'bar'", f'{CLASSES}'], False),
-        (('star', 'coin'), 'Concat', ['another order', "('coin', 'star',)"], False),
+        (('star', 'coin'), 'Concat', ['another order', "classes=('coin', 'star'))"], False),
         (
             ('coin', 'staar', *CLASSES[2:]),
             'Balanced',
