@@ -254,7 +254,7 @@ param_scheduler = [
         end=6,
         type='CosineAnnealingLR'),
 ]
-randomness = dict(seed=0)
+randomness = dict(seed=1821294736)
 resume = False
 test_cfg = dict(type='TestLoop')
 test_dataloader = dict(
