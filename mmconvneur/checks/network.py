@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ def build_model(cfg: Config) -> tuple[nn.Module | None, list[Finding]]:
     for device in ('meta', 'cpu'):  # some networks compute with numbers while they are built
         try:
             with torch.device(device):
-                return revert_sync_batchnorm(MODELS.build(cfg.model)), []
+                # mmdet writes into the config of the model, which checkpoints keep.
+                return revert_sync_batchnorm(MODELS.build(deepcopy(cfg.model))), []
         except Exception as error:
             message = usage_message(error)
             if message is not None:

@@ -17,7 +17,7 @@ from mmengine.dist import all_reduce, broadcast_object_list
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -143,10 +143,10 @@ class ResumeHook(Hook):
             signal.signal(number, handler)
 
     def _save(self, runner: Runner, iteration: int, done: int) -> None:
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            batches = len(runner.train_dataloader)
-            position = dict(epoch=runner.epoch, iter=iteration, batches=batches, done=done)
-            runner.message_hub.update_info(EPOCH_POSITION, position)
+        position = dict(
+            epoch=runner.epoch, iter=iteration, batches=len(runner.train_dataloader), done=done
+        )
+        runner.message_hub.update_info(EPOCH_POSITION, position)
         runner.save_checkpoint(
             runner.work_dir,
             RESUME_FILE,
