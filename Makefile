@@ -37,7 +37,7 @@ compile_mmcv = PATH="$(CURDIR)/.venv/bin:$$PATH" CFLAGS=-g0 CXXFLAGS=-g0 \
 OLD := .venv-openmmlab
 OLD_RUN := $(OLD)/bin/python
 OLD_PIP := $(OLD_RUN) -m pip install --progress-bar off --no-build-isolation
-OLD_LIMITS := 'numpy<2' 'transformers<4.56' 'setuptools>=80,<81'
+OLD_LIMITS := 'numpy<2' 'transformers<4.56' 'setuptools>=80,<81' 'scikit-image<0.26'
 # But for the tools, which refuse an mmcv without operators.
 WITHOUT_OPERATORS := $(addprefix tests/test_,weights.py optim.py neural_memory.py convneur.py)
 
@@ -117,8 +117,8 @@ $(OLD)/packages: setup.py
 	$(PYTHON) -m venv --clear $(OLD)
 	$(OLD_RUN) -m pip install --upgrade pip wheel packaging ninja psutil $(OLD_LIMITS)
 	$(OLD_PIP) torch==2.1.2 $(OLD_LIMITS)
-	$(OLD_PIP) mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 mmsegmentation==1.2.2 ftfy regex \
-		--editable '.[sample,dev]' $(OLD_LIMITS)
+	$(OLD_PIP) mmengine==0.10.7 mmcv-lite==2.1.0 mmdet==3.3.0 mmsegmentation==1.2.2 mmdeploy==1.3.1 \
+		ftfy regex --editable '.[sample,dev]' $(OLD_LIMITS)
 	@$(call ensure_opencv,$(OLD_RUN))
 	@touch $@
 

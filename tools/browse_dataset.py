@@ -36,7 +36,8 @@ def draw(cfg: Config, out_dir: Path, number: int) -> None:
     visualizer.dataset_meta = dataset.metainfo
     for index in trange(min(number, len(dataset)), disable=None):
         item = dataset[index]
-        image = item['inputs'].flip(0).permute(1, 2, 0).numpy()  # BGR (3, H, W) -> RGB (H, W, 3)
+        image = item['inputs'].flip(0).permute(1, 2, 0)  # BGR (3, H, W) -> RGB (H, W, 3)
+        image = image.contiguous().numpy()  # as the visualizers of mmseg 1.2 need it
         sample = item['data_samples']
         name = f'{index:04}_{Path(sample.img_path).stem}.png'
         visualizer.add_datasample(

@@ -8,6 +8,7 @@ import json
 import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
+from typing import Any
 from unittest import mock
 
 import torch
@@ -22,7 +23,7 @@ EXAMPLE = (160, 224)  # H, W of what the exporter sees
 class FeatureMaps(nn.Module):
     """Backbone and neck of a detector: an image ``(B, 3, H, W)`` -> one map per level."""
 
-    def __init__(self, detector: nn.Module) -> None:
+    def __init__(self, detector: Any) -> None:  # a model of mmdet
         super().__init__()
         self.detector = detector
 
@@ -36,7 +37,7 @@ class LabelMap(nn.Module):
     The image is looked at as a whole, also where the config slides a window over it.
     """
 
-    def __init__(self, segmentor: nn.Module) -> None:
+    def __init__(self, segmentor: Any) -> None:  # a model of mmseg
         super().__init__()
         self.segmentor = segmentor
 
@@ -96,16 +97,18 @@ def to_onnx(network: nn.Module, image: Tensor, metadata: Mapping[str, object]) -
     else:
         axes['labels'] = {0: 'batch', 1: 'height', 2: 'width'}
     _, *outputs = axes
-    options = dict(input_names=['image'], output_names=outputs, dynamic_axes=axes)
+    file = io.BytesIO()
+    options: dict[str, Any] = dict(
+        f=file, input_names=['image'], output_names=outputs, dynamic_axes=axes
+    )
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:  # PyTorch 2.5 or newer
         # Tracing takes seconds where the other exporter takes a minute, and gives the same values.
         options['dynamo'] = False
-    file = io.BytesIO()
     pooling = mock.patch.object(F, 'adaptive_avg_pool2d', adaptive_avg_pool2d)
     with pooling, warnings.catch_warnings():
         warnings.simplefilter('ignore')  # of tracing; the file is compared with the network
         try:
-            torch.onnx.export(network, (image,), file, **options)
+            torch.onnx.export(network, (image,), **options)
         except RuntimeError as error:
             raise UsageError(f'PyTorch cannot export this network to ONNX: {error}') from error
     model = onnx.load_from_string(file.getvalue())

@@ -10,11 +10,12 @@ Dimension key: B images, N boxes, C classes, K boxes that are kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmdeploy.core import FUNCTION_REWRITER
 from mmdeploy.mmcv.ops import multiclass_nms
-from torch import Tensor, nn
+from torch import Tensor
 
 ALL = 10**6  # boxes to sort first: only then does mmdeploy return their numbers
 
@@ -55,12 +56,12 @@ def suppress(
     'mmdet.models.dense_heads.RPNHead.predict_by_feat', backend='onnxruntime'
 )
 def proposals(
-    self: nn.Module,
+    self: Any,
     cls_scores: Sequence[Tensor],
     bbox_preds: Sequence[Tensor],
     score_factors: None = None,
     batch_img_metas: Sequence[dict] = (),
-    cfg: dict | None = None,
+    cfg: Any = None,
     **options,
 ) -> tuple[Tensor, Tensor]:
     """Proposals ``(B, K, 5)`` and their label 0, ``(B, K)``; the levels are suppressed apart."""
@@ -90,12 +91,12 @@ def proposals(
     'mmdet.models.roi_heads.bbox_heads.bbox_head.BBoxHead.predict_by_feat', backend='onnxruntime'
 )
 def detections(
-    self: nn.Module,
+    self: Any,
     rois: Tensor,
     cls_scores: Tensor,
     bbox_preds: Tensor,
     batch_img_metas: Sequence[dict],
-    rcnn_test_cfg: dict,
+    rcnn_test_cfg: Any,
     rescale: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Detections ``(B, K, 5)`` and classes ``(B, K)``; every class of a region has its own box."""

@@ -6,9 +6,10 @@ import _compat_pickle
 import codecs
 import collections
 import pickle
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import torch
@@ -20,7 +21,7 @@ except ImportError:
 
 
 @contextmanager
-def _safe_globals(allowed: Sequence[object]) -> Iterator[None]:
+def _safe_globals(allowed: list[Any]) -> Iterator[None]:
     """``torch.serialization.safe_globals``, and a reader of weights as strict as PyTorch 2.6's.
 
     Before, ``torch.load(weights_only=True)`` could be made to run code by a ``.tar`` file
@@ -35,7 +36,9 @@ def _safe_globals(allowed: Sequence[object]) -> Iterator[None]:
         **dict(_named(x) for x in (*builtin, *allowed)),
     }
 
-    class Unpickler(pickle._Unpickler):
+    python: Any = pickle._Unpickler  # has methods that type checkers do not know
+
+    class Unpickler(python):
         """Python's, which can only name what is allowed and cannot change it."""
 
         def find_class(self, module: str, name: str) -> object:
@@ -49,12 +52,12 @@ def _safe_globals(allowed: Sequence[object]) -> Iterator[None]:
                 raise pickle.UnpicklingError(f'BUILD changes class {self.stack[-2].__name__}')
             super().load_build()
 
-        dispatch = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+        dispatch = {**python.dispatch, pickle.BUILD[0]: load_build}
 
-    def load(file: object, **kwargs: str) -> object:
+    def load(file: Any, **kwargs: Any) -> object:
         return Unpickler(file, **kwargs).load()
 
-    def is_torchscript(archive: object) -> bool:
+    def is_torchscript(archive: Any) -> bool:
         if 'constants.pkl' in archive.get_all_records():
             raise pickle.UnpicklingError('a TorchScript archive is code')
         return False
@@ -68,14 +71,14 @@ def _safe_globals(allowed: Sequence[object]) -> Iterator[None]:
         yield
 
 
-def _named(allowed: object) -> tuple[str, object]:
+def _named(allowed: Any) -> tuple[str, object]:
     if isinstance(allowed, tuple):
         value, name = allowed
         return name, value
     return f'{allowed.__module__}.{allowed.__qualname__}', allowed
 
 
-if torch.__version__ < (2, 6):
-    safe_globals = _safe_globals
-else:
-    from torch.serialization import safe_globals  # noqa: F401
+# PyTorch compares its version to text as versions.
+safe_globals: Callable[[list[Any]], AbstractContextManager] = (
+    _safe_globals if torch.__version__ < '2.6' else torch.serialization.safe_globals
+)

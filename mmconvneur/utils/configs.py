@@ -139,15 +139,16 @@ def taken(part: dict, widths: Sequence[int]) -> list[int] | int:
 
 def find_config(name: str) -> Path:
     """A config file by its path, or a shipped one by its name."""
-    return Path(name) if Path(name).is_file() else shipped_config(f'{Path(name).stem}.py')
+    path = Path(name)
+    return path if path.is_file() else shipped_config(f'{path.stem}.py', name)
 
 
-def shipped_config(name: str) -> Path:
-    """A shipped config, or a base of them, by its path in their folder."""
+def shipped_config(name: str, given: str = '') -> Path:
+    """A shipped config, or a base of them, by its path in their folder; ``given`` names errors."""
     path = SHIPPED / name
     if not path.is_file():
         names = ', '.join(sorted(path.stem for path in SHIPPED.glob('*.py')))
-        raise UsageError(f'config {name} does not exist: give a path, or one of {names}')
+        raise UsageError(f'config {given or name} does not exist: give a path, or one of {names}')
     return path
 
 

@@ -38,7 +38,7 @@ def race(
     Each round runs all steps once, in an order of its own, so that whatever else the machine does
     hits all alike; times of the same round may be divided by each other.
     """
-    times = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     order, shuffle = list(steps), random.Random(0).shuffle
     for _ in range(rounds):
         shuffle(order)
