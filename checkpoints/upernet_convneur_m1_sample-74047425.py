@@ -75,7 +75,7 @@ env_cfg = dict(
     cudnn_benchmark=True,
     dist_cfg=dict(backend='nccl'),
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
-load_from = None
+load_from = '/work/helpers/mask_m/epoch_6.pth'
 log_level = 'INFO'
 log_processor = dict(by_epoch=False)
 max_iters = 2400
@@ -219,7 +219,7 @@ param_scheduler = [
         power=1.0,
         type='PolyLR'),
 ]
-randomness = dict(seed=0)
+randomness = dict(seed=1734604752)
 resume = False
 test_cfg = dict(type='TestLoop')
 test_dataloader = dict(
@@ -301,7 +301,7 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-train_cfg = dict(max_iters=2400, type='IterBasedTrainLoop', val_interval=800)
+train_cfg = dict(max_iters=2400, type='ResumableIterLoop', val_interval=800)
 train_dataloader = dict(
     batch_size=4,
     dataset=dict(
