@@ -108,13 +108,15 @@ def finite_padding(x: Tensor, mask: Tensor | None) -> Tensor:
 def coarser(mask: Tensor | None, stride: int, x: Tensor) -> Tensor | None:
     """The mask of ``x (B, C, h, w)``, a map of ``stride`` times fewer rows and columns.
 
-    A position is an image's own if one of its pixels is. A view: no kernel.
+    A position is an image's own if one of its pixels is.
     """
     if mask is None:
         return None
-    # With an end torch.export sees that there are as many rows as x has, whatever the size.
-    rows, columns = ((n - 1) * stride + 1 for n in x.shape[2:])
-    return mask[:, :, :rows:stride, :columns:stride]
+    # By numbers: for slices torch.export would demand sizes that the strides divide.
+    for axis in (2, 3):
+        first = torch.arange(0, x.size(axis) * stride, stride, device=mask.device)
+        mask = mask.index_select(axis, first)
+    return mask
 
 
 class Stage(Sequential):

@@ -33,9 +33,9 @@ class ImageNorm(nn.GroupNorm):
         super().__init__(dim, dim)  # each channel is a group
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        # For channels_last, PyTorch's CPU kernel subtracts squares: small deviations get lost.
+        x = x.contiguous()
         if mask is None:
-            # For channels_last, PyTorch's CPU kernel subtracts squares: small deviations get lost.
-            x = x.contiguous()
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
         with full_precision(x):
             wide = widened(x)
