@@ -66,6 +66,7 @@ class StagedBackbone(BaseModule):
         check_frozen_stages(frozen_stages, num_stages)
         self.frozen_stages = frozen_stages
         self.batch_invariant = batch_invariant
+        self.finds_padding = True
         self.downsample_layers, self.stages = ModuleList(), ModuleList()
 
     @classmethod
@@ -95,7 +96,7 @@ class StagedBackbone(BaseModule):
         """``x (B, in_channels, H, W)``; ``img_shapes``: height and width of each image without its
         padding, ``(B, 2)``, where they are known, instead of a search in ``x``."""
         self._check_input(x)
-        mask = own_area(x, img_shapes)
+        mask = own_area(x, img_shapes) if self.finds_padding else None
         local_mask = mask if self.batch_invariant else None
         x = finite_padding(x, mask)
         # One conversion here; every layer below then keeps this layout without a copy.

@@ -132,6 +132,9 @@ class ConvNeur(StagedBackbone):
                 )
             )
             self.stages.append(Stage(*(build_block(i, j, rate) for j, rate in enumerate(rates[i]))))
+        self.finds_padding = batch_invariant or any(
+            isinstance(block, ConvNeurBlock) for stage in self.stages for block in stage
+        )
         for i in self.out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
         self._freeze()

@@ -22,10 +22,9 @@ from .tiles import runs_eagerly_on_cpu
 def own_area(x: Tensor, img_shapes: Sequence | Tensor | None = None) -> Tensor | None:
     """Where the pixels are an image's own: a rectangle in its top left corner.
 
-    Padding is what trailing rows and columns hold if that is one constant per channel, whichever,
-    or NaN; then once more inside what is left, for a letterbox that the batch padded again. An
-    image of a single constant has no padding. From a GPU nothing is read back, so that the mask is
-    ``None`` only where ``img_shapes`` say so.
+    Padding is what trailing rows and columns hold if that is one constant per channel, whichever;
+    NaN and infinity count as zeros. An image of a single constant has no padding. From a GPU
+    nothing is read back, so that the mask is ``None`` only where ``img_shapes`` say so.
 
     Args:
         x: ``(B, C, H, W)``.
@@ -38,16 +37,20 @@ def own_area(x: Tensor, img_shapes: Sequence | Tensor | None = None) -> Tensor |
         UsageError: For ``img_shapes`` that are no sizes of these images.
     """
     if img_shapes is not None:
-        heights, widths = given_sizes(x, img_shapes)
-    elif readable(x) and not ends_in_constants(x).any():
+        ends = [sizes - 1 for sizes in given_sizes(x, img_shapes)]
+    elif readable(x) and not may_be_padded(x):
         return None
     else:
-        heights, widths = own_sizes(x)
-    if readable(heights) and (heights == x.size(2)).all() and (widths == x.size(3)).all():
+        own = differs_from_corner(x)
+        ends = [last(own.any(2)), last(own.any(1))]
+    ends_of_axes = [*zip(ends, x.shape[2:], strict=True)]
+    if all(readable(end) and (end == size - 1).all() for end, size in ends_of_axes):
         return None
-    heights, widths = (n.to(x.device, non_blocking=True) for n in (heights, widths))
-    rows, columns = line_numbers(x)
-    return rectangles(rows, columns, heights, widths).unsqueeze(1)
+    rows, columns = (
+        torch.arange(size, device=x.device) <= end.to(x.device, non_blocking=True)[:, None]
+        for end, size in ends_of_axes
+    )
+    return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
 
 
 def readable(x: Tensor) -> bool:
@@ -55,45 +58,22 @@ def readable(x: Tensor) -> bool:
     return runs_eagerly_on_cpu(x) and type(x) is Tensor
 
 
-def ends_in_constants(x: Tensor) -> Tensor:
-    """Whether the last row or the last column of each image may be padding, ``(B,)``."""
-    corner, row, column = x[..., -1:, -1:], x[..., -1, :], x[..., -1]
-    return ~(differs(row, corner[..., 0]).any(1) & differs(column, corner[..., 0]).any(1))
+def may_be_padded(x: Tensor) -> bool:
+    """Whether in some image the last two pixels of the last row or column are the same."""
+    own = differs_from_corner(x[..., -2:, -2:])
+    return not all(above and left for (_, above), (left, _) in own.tolist())
 
 
-def own_sizes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Heights and widths, ``(B,)`` each, of what trailing constants leave of ``(B, C, H, W)``."""
-    rows, columns = line_numbers(x)
-    own = differs(x, x[..., -1:, -1:])
-    heights, widths = last(own.any(2), rows, x.size(2)), last(own.any(1), columns, x.size(3))
-    # A frame within: the same inside what is left.
-    pixel = (heights * x.size(3) + widths - (x.size(3) + 1))[:, None, None]
-    corner = x.flatten(2).gather(2, pixel.expand(-1, x.size(1), 1))
-    own = differs(x, corner.unsqueeze(3)) & rectangles(rows, columns, heights, widths)
-    return last(own.any(2), rows, heights), last(own.any(1), columns, widths)
+def differs_from_corner(x: Tensor) -> Tensor:
+    """Where a pixel of ``(B, C, H, W)`` is another than the last one, ``(B, H, W)``."""
+    x = x.nan_to_num(0, 0, 0)
+    return (x != x[..., -1:, -1:]).any(1)
 
 
-def differs(x: Tensor, constant: Tensor) -> Tensor:
-    """Where a pixel of ``(B, C, ...)`` is neither a constant nor NaN in some channel."""
-    return ((x != constant) & (x == x)).any(1)
-
-
-def last(own: Tensor, numbers: Tensor, otherwise: Tensor | int) -> Tensor:
-    """The number of the last line that is ``own (B, L)``; ``otherwise`` where none is."""
-    found = (own * numbers).amax(1)
-    return torch.where(found > 0, found, otherwise)
-
-
-def line_numbers(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Of rows and columns, from 1."""
-    rows, columns = (torch.arange(1, n + 1, device=x.device) for n in x.shape[2:])
-    return rows, columns
-
-
-def rectangles(rows: Tensor, columns: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
-    """The first rows and columns of each image, ``(B, H, W)``, bool."""
-    inside_rows, inside_columns = rows <= heights[:, None], columns <= widths[:, None]
-    return inside_rows.unsqueeze(2) & inside_columns.unsqueeze(1)
+def last(own: Tensor) -> Tensor:
+    """The index of the last line that is ``own (B, L)``; L - 1 where none is."""
+    indices = torch.arange(own.size(1), device=own.device)
+    return torch.where(own, indices, -1).amax(1) % own.size(1)
 
 
 def given_sizes(x: Tensor, img_shapes: Sequence | Tensor) -> tuple[Tensor, Tensor]:
@@ -116,8 +96,8 @@ def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     """``x (B, C, h, w)`` with zeros where ``mask (B, 1, h, w)`` is 0, whatever it holds there."""
     if mask is None:
         return x
-    absent = ~mask.bool().permute(0, 2, 3, 1)
-    return x.permute(0, 2, 3, 1).masked_fill(absent, 0).permute(0, 3, 1, 2)
+    valid = mask.bool().permute(0, 2, 3, 1)
+    return torch.where(valid, x.permute(0, 2, 3, 1), 0).permute(0, 3, 1, 2)
 
 
 def finite_padding(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -134,7 +114,7 @@ def coarser(mask: Tensor | None, stride: int, x: Tensor) -> Tensor | None:
         return None
     # By numbers: for slices torch.export would demand sizes that the strides divide.
     for axis in (2, 3):
-        first = torch.arange(x.size(axis), device=mask.device) * stride
+        first = torch.arange(0, x.size(axis) * stride, stride, device=mask.device)
         mask = mask.index_select(axis, first)
     return mask
 

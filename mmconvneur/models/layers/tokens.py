@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .padding import without_padding
+
 
 def pool_tokens(x: Tensor, size: int, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Means over ``size`` x ``size`` positions; what is left at the edges is dropped.
@@ -26,9 +28,8 @@ def pool_tokens(x: Tensor, size: int, mask: Tensor | None = None) -> tuple[Tenso
     """
     if mask is None:
         return F.avg_pool2d(x, size), None
-    valid = mask.bool()
-    share = F.avg_pool2d(valid.to(x.dtype), size)  # of a token's positions that are valid
-    total = F.avg_pool2d(x.masked_fill(~valid, 0), size)
+    share = F.avg_pool2d(mask.to(x.dtype), size)  # of a token's positions that are valid
+    total = F.avg_pool2d(without_padding(x, mask), size)
     return total / share.clamp(min=size**-2), share > 0
 
 
@@ -39,7 +40,6 @@ def spread_tokens(tokens: Tensor, shape: Sequence[int], mask: Tensor | None = No
     """
     if mask is None:
         return F.interpolate(tokens, shape, mode='bilinear', align_corners=False)
-    valid = mask.to(tokens.dtype)
-    share = spread_tokens(valid, shape)
-    spread = spread_tokens(tokens.masked_fill(~mask.bool(), 0), shape)
+    share = spread_tokens(mask.to(tokens.dtype), shape)
+    spread = spread_tokens(without_padding(tokens, mask), shape)
     return spread / share.clamp(min=torch.finfo(share.dtype).tiny)

@@ -45,7 +45,8 @@ class GlobalMixer(BaseModule):
 
     def project_out(self, mixed: Tensor) -> Tensor:
         """W_out f(x), ``(B, mixed_dim, H, W) -> (B, C, H, W)``."""
-        return self.out_proj(mixed.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        # A linear layer takes what is not contiguous in three kernels.
+        return self.out_proj(mixed.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
 
 
 class BottleneckMixer(GlobalMixer):

@@ -26,25 +26,27 @@ class ImageNorm(nn.GroupNorm):
     """(x - mean) / deviation of each channel over an image, scaled and shifted: an instance norm.
 
     ``(B, C, H, W) -> (B, C, H, W)``. Unlike PyTorch's it takes maps of a single position and a mask
-    ``(B, 1, H, W)``, 1 = a valid position: the others do not count and become 0.
+    ``(B, 1, H, W)``, 1 = a valid position: the others, finite, do not count and become 0.
     """
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim)  # each channel is a group
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        # For channels_last, PyTorch's CPU kernel subtracts squares: small deviations get lost.
+        x = x.contiguous()
         if mask is None:
-            # For channels_last, PyTorch's CPU kernel subtracts squares: small deviations get lost.
-            x = x.contiguous()
             return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        valid, scale, shift = mask.bool(), self.weight[:, None, None], self.bias[:, None, None]
-        count = valid.sum((2, 3), keepdim=True).clamp(min=1)
-        wide = widened(x)
-        mean = wide.masked_fill(~valid, 0).sum((2, 3), keepdim=True) / count
-        centred = (wide - mean).masked_fill(~valid, 0)
-        variance = centred.square().sum((2, 3), keepdim=True) / count
-        normed = centred * (variance + self.eps).rsqrt() * scale + shift
-        return normed.masked_fill(~valid, 0).to(self.weight.dtype)
+        with full_precision(x):
+            wide = widened(x)
+            # The part of each valid position in a mean, (B, N, 1): a matrix product takes it.
+            count = mask.sum((2, 3), keepdim=True, dtype=wide.dtype).clamp(min=1)
+            parts = (mask / count).flatten(2).mT
+            centred = wide - (wide.flatten(2) @ parts).unsqueeze(3)
+            variance = centred.square().flatten(2) @ parts  # (B, C, 1)
+            scale = self.weight[:, None] * (variance + self.eps).rsqrt()
+            normed = torch.addcmul(self.bias[:, None, None], centred, scale.unsqueeze(3))
+        return without_padding(normed, mask).to(self.weight.dtype)
 
 
 def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
@@ -68,12 +70,12 @@ def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     """
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # (B h, d, N)
     weighted = weights.flatten(0, 1).unsqueeze(1) * keys
-    memory, known = weighted @ values.transpose(1, 2), weighted @ keys.transpose(1, 2)
-    for _ in range(DOUBLINGS - 1):
-        memory = torch.baddbmm(memory, known, memory, beta=2, alpha=-1)
-        known = torch.baddbmm(known, known, known, beta=2, alpha=-1)
-    memory = torch.baddbmm(memory, known, memory, beta=2, alpha=-1)
-    return memory.unflatten(0, weights.shape[:2])
+    # M_t and H_t side by side: both change by the same product.
+    both = torch.cat([weighted @ values.mT, weighted @ keys.mT], dim=2)  # (B h, d, 2 d)
+    size = values.size(1)
+    for _ in range(DOUBLINGS):
+        both = torch.baddbmm(both, both[..., size:], both, beta=2, alpha=-1)
+    return both[..., :size].unflatten(0, weights.shape[:2])
 
 
 @MIXERS.register_module()
