@@ -18,13 +18,14 @@ from mmengine.registry import MODELS
 from mmseg.models import EncoderDecoder
 from PIL import Image
 from steps import SAMPLE_CONFIGS, build
+from test_environment import IMPORT_NAME, ONEDL, OPENMMLAB, install_all
 from test_tools import DETECTION, SEGMENTATION, TOOLS, failing
 from torch import nn
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.apis.inference import infer, inference_pipeline, load_model
-from mmconvneur.utils import environment
+from mmconvneur.utils import configs, environment
 from mmconvneur.utils.arguments import OptionsAction, usage_message
 from mmconvneur.utils.configs import check_family, check_options, check_pretrained, fill_in
 from mmconvneur.utils.widths import check_widths
@@ -305,8 +306,15 @@ def test_a_failed_import_is_not_blamed_on_operators(absent, command, monkeypatch
     assert report.case == 'import fails' and report.cure.endswith(command)
 
 
+@pytest.mark.parametrize('dists', [ONEDL, OPENMMLAB], ids=['onedl', 'openmmlab'])
 @pytest.mark.parametrize(('config', 'absent'), [(DETECTION, 'mmdet'), (SEGMENTATION, 'mmseg')])
-def test_a_family_that_is_not_installed_is_named(config, absent, monkeypatch, capsys):
+def test_what_is_not_installed_is_named_in_the_family_of_the_rest(
+    config, absent, dists, tmp_path, monkeypatch, capsys
+):
+    (wanted,) = (dist for dist in dists if IMPORT_NAME[dist] == absent)
+    install_all(tmp_path, tuple(dist for dist in dists if dist != wanted))
+    found = environment.installed([str(tmp_path)])
+    monkeypatch.setattr(configs, 'installed', lambda paths: found)
     monkeypatch.setitem(sys.modules, absent, None)
     message = failing(monkeypatch, capsys, 'train', config)
-    assert f'{absent} is not installed: python -m pip install "onedl-mm' in message
+    assert f'{absent} is not installed: python -m pip install "{wanted}>=' in message

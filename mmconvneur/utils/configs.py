@@ -7,6 +7,7 @@ import difflib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from ..errors import UsageError, UsageErrors
 from ..models.backbones.base import StagedBackbone, resolve_out_indices
 from ..weights.reading import load_safely
-from .environment import PROVIDERS, TESTED
+from .environment import fitting, installed
 from .files import HOME
 
 T = TypeVar('T')
@@ -180,10 +181,10 @@ def check_installed(*names: str) -> None:
     """Raise ``UsageError`` for a family that is not installed."""
     for name in names:
         if find_spec(name) is None:
-            tested = PROVIDERS[name][0]
+            (wanted,) = fitting([name], installed(sys.path))
             raise UsageError(
                 f'the config is for {FAMILIES[name]}, and {name} is not installed: '
-                f'python -m pip install "{tested}{TESTED[tested]}"'
+                f'python -m pip install {wanted}'
             )
 
 

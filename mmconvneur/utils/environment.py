@@ -194,15 +194,9 @@ def label(dist: Distribution) -> str:
 
 
 def cure(names: Iterable[str], owners: dict[str, list[Distribution]], flags: str = '') -> str:
-    """The command that puts tested distributions in the place of what installs ``names``.
-
-    They are of the family of what stays; of OneDL where nothing does.
-    """
+    """The command that puts tested distributions in the place of what installs ``names``."""
     present = ' '.join(normalised(dist) for name in names for dist in owners[name])
-    staying = [d for n, found in owners.items() if n not in ('torch', *names) for d in found]
-    family = int(bool(staying) and not any(map(_of_onedl, staying)))
-    tested = (PROVIDERS[name][family] for name in names if name != 'torch')
-    wanted = ' '.join(f'"{dist}{TESTED[dist]}"' for dist in tested)
+    wanted = ' '.join(fitting(names, owners))
     # mmcv's build imports torch and needs the tools named first; with build isolation it leaves its
     # operators out. OpenMMLab's imports pkg_resources, which later setuptools lack.
     steps = [
@@ -211,6 +205,17 @@ def cure(names: Iterable[str], owners: dict[str, list[Distribution]], flags: str
         f'python -m pip install --no-build-isolation {flags}{wanted}' * bool(wanted),
     ]
     return ' && '.join(filter(None, steps))
+
+
+def fitting(names: Iterable[str], owners: dict[str, list[Distribution]]) -> list[str]:
+    """Tested distributions that install ``names``, as pip takes them.
+
+    They are of the family of what stays; of OneDL where nothing does.
+    """
+    staying = [d for n, found in owners.items() if n not in ('torch', *names) for d in found]
+    family = int(bool(staying) and not any(map(_of_onedl, staying)))
+    tested = (PROVIDERS[name][family] for name in names if name != 'torch')
+    return [f'"{dist}{TESTED[dist]}"' for dist in tested]
 
 
 def cpu_name() -> str:
