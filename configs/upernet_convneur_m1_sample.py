@@ -2,7 +2,8 @@
 # Command:  python tools/train.py configs/upernet_convneur_m1_sample.py \
 #               --cfg-options load_from=mask_rcnn_convneur_m1_sample
 # Hardware: one CPU core, 19 minutes; seed 0.
-# Result:   50.4 mIoU over 8 classes, from the backbone of the detector; released (docs/sample_data.md).
+# Result:   50.4 mIoU over 8 classes, from the backbone of the detector; released
+#           (docs/sample_data.md).
 _base_ = [
     '_base_/models/slim_upernet_convneur.py',
     '_base_/datasets/sample_semantic.py',
