@@ -45,8 +45,11 @@ python_maximum_signature_line_length = 80
 napoleon_use_ivar = True
 
 CONTENTS = {
-    'Start': ('install', 'dropin', 'choose', 'finetune', 'tutorial', 'train', 'troubleshooting'),
-    'Reference': ('weights', 'release', 'backbones', 'visualization', 'sample_data', 'api'),
+    'Start': ('install', 'dropin', 'choose', 'finetune', 'tutorial', 'train', 'deploy'),
+    'Reference': (
+        *('troubleshooting', 'weights', 'release', 'safety', 'backbones', 'visualization'),
+        *('sample_data', 'api'),
+    ),
     'Measured': ('benchmark', 'performance', 'global_context', 'global_branches'),
     'Project': ('/CONTRIBUTING', '/CHANGELOG'),
 }

@@ -43,6 +43,7 @@ def load_model(cfg: Config, weights: str) -> BaseModel:
     model.dataset_meta = dict(meta)
     if isinstance(meta.get('palette'), list):  # mmdet takes a list for several colours
         model.dataset_meta['palette'] = [tuple(colour) for colour in meta['palette']]
+    model.cfg = cfg  # mmdet's and mmseg's inference functions read it
     return model.to(get_device()).eval()
 
 

@@ -83,7 +83,7 @@ def fit_state_dict(
     Args:
         backbone: What the entries are for.
         state_dict, prefix: The entries, and those of other models.
-        trunk: The fields of a :class:`.trunk.Trunk`, which completes a learned part alone.
+        trunk: The fields of a :class:`Trunk`, which completes a learned part alone.
 
     Raises:
         UsageError: If less than 95 % of what the source can supply, or has, finds its place, or a

@@ -31,8 +31,9 @@ class Trunk(NamedTuple):
     """Which trunk a learned part belongs to.
 
     Attributes:
-        sha256: Of its tensors, whatever file they come from.
-        checkpoint, prefix: Of the ``init_cfg`` that they came from.
+        sha256: Hash of its tensors, whatever file they come from.
+        checkpoint: The file that they came from, as in ``init_cfg``.
+        prefix: The prefix of their names there, as in ``init_cfg``.
     """
 
     sha256: str
