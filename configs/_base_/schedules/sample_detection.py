@@ -9,6 +9,6 @@ param_scheduler = [
     ),
 ]
 optim_wrapper = dict(
-    optimizer=dict(lr=1.5e-3, betas=(0.9, 0.95), fused=True), clip_grad=dict(max_norm=3.0)
+    optimizer=dict(lr=1.5e-3, betas=(0.9, 0.95)), clip_grad=dict(max_norm=3.0)
 )
 auto_scale_lr = dict(base_batch_size=4)
