@@ -61,7 +61,7 @@ def read_checkpoint(source: str | Path, trust: bool | None = None, on_disk: bool
     try:
         with safe_globals(ALLOWED):
             checkpoint = torch.load(
-                path,
+                str(path),  # PyTorch 2.1 maps no other
                 map_location='cpu',
                 weights_only=not trust,
                 mmap=on_disk and is_zipfile(path),
