@@ -116,7 +116,7 @@ def test_macs_of_a_block_of_convneur():
     by_hand += tokens * memory_dim * 3 * 3  # short convolution
     by_hand += tokens * memory_dim * memory_dim * 3  # q, k, v
     by_hand += tokens * memory_dim * head_dim * 2  # K^T V and K^T K of all heads
-    by_hand += heads * head_dim**3 * (4 + 3)  # four doublings of M, three of H
+    by_hand += heads * head_dim**3 * 4 * 2  # four doublings of M and H
     by_hand += tokens * memory_dim * head_dim  # read
     assert measure.count_macs(lambda: memory(x)) == 2 * by_hand
 

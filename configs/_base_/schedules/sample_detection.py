@@ -8,7 +8,5 @@ param_scheduler = [
         type='CosineAnnealingLR', by_epoch=True, begin=0, end=max_epochs, convert_to_iter_based=True
     ),
 ]
-optim_wrapper = dict(
-    optimizer=dict(lr=1.5e-3, betas=(0.9, 0.95)), clip_grad=dict(max_norm=3.0)
-)
+optim_wrapper = dict(optimizer=dict(lr=1.5e-3, betas=(0.9, 0.95)), clip_grad=dict(max_norm=3.0))
 auto_scale_lr = dict(base_batch_size=4)

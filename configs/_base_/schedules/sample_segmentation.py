@@ -6,7 +6,5 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
 ]
-optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, betas=(0.9, 0.95)), clip_grad=dict(max_norm=3.0)
-)
+optim_wrapper = dict(optimizer=dict(lr=1e-3, betas=(0.9, 0.95)), clip_grad=dict(max_norm=3.0))
 auto_scale_lr = dict(base_batch_size=4)

@@ -34,8 +34,8 @@ def adaptive_avg_pool(x: Tensor, size: int, mask: Tensor | None = None) -> Tenso
     with full_precision(x):
         pixels = widened(without_padding(x, valid))
         rows, columns = (cells(lines, size).to(pixels.dtype) for lines in valid_lines(valid))
-        totals = rows @ pixels @ columns.mT
-        counts = rows @ valid.to(pixels.dtype) @ columns.mT
+        totals = rows @ pixels @ columns.transpose(-2, -1)
+        counts = rows @ valid.to(pixels.dtype) @ columns.transpose(-2, -1)
         return (totals / counts.clamp(min=1)).to(x.dtype)
 
 
@@ -54,7 +54,7 @@ def spread_grid(grid: Tensor, shape: Sequence[int], mask: Tensor | None = None) 
     with full_precision(grid):
         wide = widened(grid)
         rows, columns = (nearness(lines, wide) for lines in valid_lines(mask.bool()))
-        return (rows @ wide @ columns.mT).to(grid.dtype)
+        return (rows @ wide @ columns.transpose(-2, -1)).to(grid.dtype)
 
 
 def valid_lines(valid: Tensor) -> tuple[Tensor, Tensor]:

@@ -73,7 +73,7 @@ def differs_from_corner(x: Tensor) -> Tensor:
 def last(own: Tensor) -> Tensor:
     """The index of the last line that is ``own (B, L)``; L - 1 where none is."""
     indices = torch.arange(own.size(1), device=own.device)
-    return torch.where(own, indices, -1).amax(1) % own.size(1)
+    return indices[torch.where(own, indices, -1).amax(1)]
 
 
 def given_sizes(x: Tensor, img_shapes: Sequence | Tensor) -> tuple[Tensor, Tensor]:

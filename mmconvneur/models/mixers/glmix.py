@@ -44,7 +44,7 @@ class PooledSlots(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``x (B, C, H, W) -> (B, S, C)``."""
-        return adaptive_avg_pool(x, self.size, mask).flatten(2).mT
+        return adaptive_avg_pool(x, self.size, mask).flatten(2).transpose(-2, -1)
 
 
 class LearnedSlots(nn.Module):
@@ -78,7 +78,7 @@ class SlotAffinity(nn.Module):
     def forward(self, slots: Tensor, pixels: Tensor) -> Tensor:
         """``slots (B, S, C)``, ``pixels (B, N, C) -> (B, S, N)``."""
         slots = F.normalize(slots, dim=-1, eps=1e-6)
-        return self.scale * slots @ F.normalize(pixels, dim=-1, eps=1e-6).mT
+        return self.scale * slots @ F.normalize(pixels, dim=-1, eps=1e-6).transpose(-2, -1)
 
 
 class SoftClustering(BaseModule):
@@ -118,7 +118,7 @@ class SoftClustering(BaseModule):
         logits = self.affinity(self.slots(x, mask), pixels)  # (B, S, N)
         valid = None if mask is None else mask.flatten(2)  # (B, 1, N)
         slots = self.attention(masked_softmax(logits, valid) @ pixels)  # (B, S, C)
-        out = logits.softmax(1).mT @ slots
+        out = logits.softmax(1).transpose(-2, -1) @ slots
         return out.unflatten(1, z.shape[2:]).permute(0, 3, 1, 2)
 
 

@@ -41,7 +41,7 @@ class ImageNorm(nn.GroupNorm):
             wide = widened(x)
             # The part of each valid position in a mean, (B, N, 1): a matrix product takes it.
             count = mask.sum((2, 3), keepdim=True, dtype=wide.dtype).clamp(min=1)
-            parts = (mask / count).flatten(2).mT
+            parts = (mask / count).flatten(2).transpose(-2, -1)
             centred = wide - (wide.flatten(2) @ parts).unsqueeze(3)
             variance = centred.square().flatten(2) @ parts  # (B, C, 1)
             scale = self.weight[:, None] * (variance + self.eps).rsqrt()
@@ -71,7 +71,7 @@ def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
     keys, values = keys.flatten(0, 1), values.flatten(0, 1)  # (B h, d, N)
     weighted = weights.flatten(0, 1).unsqueeze(1) * keys
     # M_t and H_t side by side: both change by the same product.
-    both = torch.cat([weighted @ values.mT, weighted @ keys.mT], dim=2)  # (B h, d, 2 d)
+    both = weighted @ torch.cat([values, keys], dim=1).transpose(1, 2)  # (B h, d, 2 d)
     size = values.size(1)
     for _ in range(DOUBLINGS):
         both = torch.baddbmm(both, both[..., size:], both, beta=2, alpha=-1)
