@@ -34,9 +34,9 @@ def adaptive_avg_pool(x: Tensor, size: int, mask: Tensor | None = None) -> Tenso
     with full_precision(x):
         pixels = widened(without_padding(x, valid))
         rows, columns = (cells(lines, size).to(pixels.dtype) for lines in valid_lines(valid))
-        totals = rows @ pixels @ columns.transpose(-2, -1)
-        counts = rows @ valid.to(pixels.dtype) @ columns.transpose(-2, -1)
-        return (totals / counts.clamp(min=1)).to(x.dtype)
+        totals = along_axes(rows, pixels, columns)
+        counts = rows @ valid.squeeze(1).to(pixels.dtype) @ columns.transpose(1, 2)
+        return (totals / counts.clamp(min=1).unsqueeze(1)).to(x.dtype)
 
 
 def spread_grid(grid: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> Tensor:
@@ -54,36 +54,41 @@ def spread_grid(grid: Tensor, shape: Sequence[int], mask: Tensor | None = None) 
     with full_precision(grid):
         wide = widened(grid)
         rows, columns = (nearness(lines, wide) for lines in valid_lines(mask.bool()))
-        return (rows @ wide @ columns.transpose(-2, -1)).to(grid.dtype)
+        return along_axes(rows, wide, columns).to(grid.dtype)
+
+
+def along_axes(rows: Tensor, x: Tensor, columns: Tensor) -> Tensor:
+    """R X C^T in each channel: ``(B, I, H), (B, C, H, W), (B, J, W) -> (B, C, I, J)``."""
+    return rows.unsqueeze(1) @ x @ columns.transpose(1, 2).unsqueeze(1)
 
 
 def valid_lines(valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Which rows ``(B, 1, H)`` and columns ``(B, 1, W)`` hold a valid pixel of ``(B, 1, H, W)``."""
-    return valid.any(3), valid.any(2)
+    """Which rows ``(B, H)`` and columns ``(B, W)`` hold a valid pixel of ``(B, 1, H, W)``."""
+    return valid.any(3).squeeze(1), valid.any(2).squeeze(1)
 
 
 def cells(valid: Tensor, size: int) -> Tensor:
-    """Which of L lines belong to each of S cells, ``(B, 1, L) -> (B, 1, S, L)``, all bool.
+    """Which of L lines belong to each of S cells, ``(B, L) -> (B, S, L)``, all bool.
 
     Cell i of l valid lines holds those from floor(i l / S) up to ceil((i + 1) l / S).
     """
-    rank, count = (n.unsqueeze(2) for n in ranks(valid))
+    rank, count = (n.unsqueeze(1) for n in ranks(valid))
     cell = torch.arange(size, device=valid.device)[:, None]
     first, end = cell * count // size, -(-(cell + 1) * count // size)
-    return (first <= rank) & (rank < end) & valid.unsqueeze(2)
+    return (first <= rank) & (rank < end) & valid.unsqueeze(1)
 
 
 def nearness(valid: Tensor, grid: Tensor) -> Tensor:
     """Weights of the cells of a grid, whose centres lie evenly over the valid lines.
 
-    ``(B, 1, L)``, ``(B, C, S, S) -> (B, 1, L, S)``.
+    ``(B, L)``, ``(B, C, S, S) -> (B, L, S)``.
     """
-    rank, count = (n.unsqueeze(3).to(grid.dtype) for n in ranks(valid))
+    rank, count = (n.unsqueeze(2).to(grid.dtype) for n in ranks(valid))
     size = grid.size(2)
     place = ((rank + 0.5) * size / count.clamp(min=1) - 0.5).clamp(0, size - 1)
     return (1 - (place - torch.arange(size, device=valid.device)).abs()).clamp(min=0)
 
 
 def ranks(valid: Tensor) -> tuple[Tensor, Tensor]:
-    """The number of valid lines before each of L, and of all: ``(B, 1, L)``, ``(B, 1, 1)``."""
-    return valid.cumsum(2) - 1, valid.sum(2, keepdim=True)
+    """The number of valid lines before each of L, and of all: ``(B, L)``, ``(B, 1)``."""
+    return valid.cumsum(1) - 1, valid.sum(1, keepdim=True)
