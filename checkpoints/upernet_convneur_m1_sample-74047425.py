@@ -75,7 +75,7 @@ env_cfg = dict(
     cudnn_benchmark=True,
     dist_cfg=dict(backend='nccl'),
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0))
-load_from = '/work/helpers/mask_m/epoch_6.pth'
+load_from = 'mask_rcnn_convneur_m1_sample'
 log_level = 'INFO'
 log_processor = dict(by_epoch=False)
 max_iters = 2400
