@@ -36,6 +36,8 @@ from mmconvneur import ConvNeur, UsageError
 from mmconvneur.weights import read_checkpoint
 from mmconvneur.weights.files import fetch
 
+pytestmark = pytest.mark.usefixtures('device')
+
 WRAPPERS = ['', 'module.', 'model.', 'backbone.', 'teacher.backbone.', 'model_ema.module.']
 
 
