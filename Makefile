@@ -1,5 +1,6 @@
 # make demo   install, make the sample data, train and test on it, draw the results
 # make test   install, lint, run the tests
+# make wheels download what a GPU machine without network needs: see CONTRIBUTING.md
 # Finished steps are not repeated; an interrupted training is resumed.
 #
 # PYTHON=python3.11                       the Python that .venv is made from (3.10 to 3.12)
@@ -31,7 +32,16 @@ compile_mmcv = PATH="$(CURDIR)/.venv/bin:$$PATH" CFLAGS=-g0 CXXFLAGS=-g0 \
 	$(PIP) --verbose --no-build-isolation $(1) \
 	"$$($(RUN) -c '$(REQUIREMENT)')" 2>&1 | tee .venv/mmcv.log | grep -oE '^ *\[[0-9]+/[0-9]+\]' || true
 
-.PHONY: demo test lint install clean FORCE
+# What a GPU machine without network needs beside PyTorch, torchvision, transformers, timm and what
+# these bring; mmcv is compiled there. TARGET: its Python and C library.
+TARGET ?= --python-version 3.12 $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64)
+CARRIED := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain \
+	addict ftfy imagecorruptions-imaug imaug mat4py modelindex platformdirs prettytable pycocotools \
+	shapely six termcolor terminaltables wcwidth yapf
+WITH_VERSIONS := import sys; from mmconvneur.utils.environment import TESTED; \
+	print(*(name + TESTED.get(name, "") for name in sys.argv[1:]), sep="\n")
+
+.PHONY: demo test lint install wheels clean FORCE
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
@@ -46,6 +56,13 @@ lint: install
 	$(RUN) -m ruff format --check .
 
 install: $(STAMPS)/check
+
+# For tools/gpu_check.py install.
+wheels: $(STAMPS)/mmcv
+	rm -rf $@ && mkdir $@
+	$(RUN) -c '$(WITH_VERSIONS)' $(CARRIED) > $@/names
+	$(RUN) -m pip download --no-deps --no-build-isolation $(TARGET) --dest $@ --requirement $@/names
+	rm $@/names && du -sh $@
 
 $(STAMPS)/tools:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
@@ -111,6 +128,6 @@ $(DEMO)/training.png: $(DEMO)/.trained tools/plot_training.py | install
 
 # Everything the targets above made, but .venv and trainings of your own.
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache $(DEMO) \
+	rm -rf build dist wheels *.egg-info .pytest_cache .ruff_cache $(DEMO) \
 		data/.sample data/sample data/cue data/legend
 	find mmconvneur tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
         nargs='+',
         metavar='NAME[:OPTION,...][@SETTING,...]',
         help='options: key=value of its config; local or the type of a global mixer for convneur. '
-        'Settings: a layout, or eager | compiled | cudagraphs, other than those below',
+        f'Settings: a layout, or {" | ".join(EXECUTIONS)}, other than those below',
     )
     parser.add_argument(
         '--sizes', nargs='+', default=['224'], metavar='HxW', help='or S of a square'
@@ -60,14 +60,14 @@ def parse() -> argparse.Namespace:
         default=['float32'],
         metavar='DTYPE',
         help=f'{" | ".join(DTYPES)}; weights and input are cast, with amp they stay float32 under '
-        'bfloat16 autocast',
+        'bfloat16 autocast; float32 is without TF32',
     )
     parser.add_argument('--layout', default='channels_last', help=' | '.join(MEMORY_FORMATS))
     parser.add_argument(
         '--mode', default='forward', help=f'{" | ".join(MODES)}: forward and backward'
     )
     parser.add_argument(
-        '--compile', nargs='?', default='eager', const='compiled', help='compiled | cudagraphs'
+        '--compile', nargs='?', default='eager', const='compiled', help=' | '.join(EXECUTIONS)
     )
     parser.add_argument('--rounds', type=int, default=15, help='times each is timed, 15 by default')
     parser.add_argument('--baseline', help='one of the backbones, the first by default')
