@@ -53,7 +53,7 @@ def detection_sample(height: int, width: int) -> object:
         mask[top:bottom, left:right] = 1
     objects = InstanceData(
         bboxes=boxes,
-        labels=torch.arange(OBJECTS),
+        labels=torch.zeros(OBJECTS, dtype=torch.long),  # every config has a class 0
         masks=BitmapMasks(masks, height, width),
     )
     return DetDataSample(gt_instances=objects, metainfo=shapes(height, width))
@@ -62,7 +62,7 @@ def detection_sample(height: int, width: int) -> object:
 def segmentation_sample(height: int, width: int) -> object:
     from mmseg.structures import SegDataSample
 
-    classes = torch.randint(0, OBJECTS, (1, height, width))
+    classes = torch.randint(0, 2, (1, height, width))
     return SegDataSample(gt_sem_seg=PixelData(data=classes), metainfo=shapes(height, width))
 
 
