@@ -3,6 +3,7 @@
 # make docs   build the site of README, docs/ and docstrings: build/site/README.html
 # make test-openmmlab        the tests with the OpenMMLab releases, in .venv-openmmlab
 # make test-openmmlab-lite   those of models, weights and optimizer alone, before mmcv is compiled
+# make wheels  download what a GPU machine without network needs: see CONTRIBUTING.md
 # Finished steps are not repeated; an interrupted training is resumed.
 #
 # PYTHON=python3.11                       the Python that .venv is made from (3.10 to 3.12)
@@ -41,7 +42,16 @@ OLD_LIMITS := 'numpy<2' 'transformers<4.56' 'setuptools>=80,<81' 'scikit-image<0
 # But for the tools, which refuse an mmcv without operators.
 WITHOUT_OPERATORS := $(addprefix tests/test_,weights.py optim.py neural_memory.py convneur.py)
 
-.PHONY: demo test lint docs install test-openmmlab test-openmmlab-lite clean FORCE
+# What a GPU machine without network needs beside PyTorch, torchvision, transformers, timm and what
+# these bring; mmcv is compiled there. TARGET: its Python and C library.
+TARGET ?= --python-version 3.12 $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64)
+CARRIED := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain \
+	addict ftfy imagecorruptions-imaug imaug mat4py modelindex platformdirs prettytable pycocotools \
+	shapely six termcolor terminaltables wcwidth yapf
+WITH_VERSIONS := import sys; from mmconvneur.utils.environment import TESTED; \
+	print(*(name + TESTED.get(name, "") for name in sys.argv[1:]), sep="\n")
+
+.PHONY: demo test lint docs install test-openmmlab test-openmmlab-lite wheels clean FORCE
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
@@ -70,6 +80,13 @@ test-openmmlab: $(OLD)/operators
 test-openmmlab-lite: $(OLD)/packages
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(OLD_RUN) -m pytest -m 'not slow' \
 		-k 'not converted and not found_by_its_name' $(WITHOUT_OPERATORS)
+
+# For tools/gpu_check.py install.
+wheels: $(STAMPS)/mmcv
+	rm -rf $@ && mkdir $@
+	$(RUN) -c '$(WITH_VERSIONS)' $(CARRIED) > $@/names
+	$(RUN) -m pip download --no-deps --no-build-isolation $(TARGET) --dest $@ --requirement $@/names
+	rm $@/names && du -sh $@
 
 $(STAMPS)/tools:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || \
@@ -153,6 +170,6 @@ $(DEMO)/training.png: $(DEMO)/.trained tools/plot_training.py | install
 
 # Everything the targets above made, but .venv, .venv-openmmlab and trainings of your own.
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) \
+	rm -rf build dist wheels *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) \
 		data/.sample data/sample data/cue data/legend
 	find mmconvneur tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

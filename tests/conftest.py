@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
 
 from sample_data import make_dataset
 
@@ -28,6 +31,41 @@ def sample_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('sample')
     make_dataset('sample', folder / 'data' / 'sample', num_train=24, num_val=6, size=96)
     return folder
+
+
+class OnDevice(TorchFunctionMode):
+    """Tensors that are made without a device stand on this one, random ones as a CPU draws them."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = device
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in _device_constructors() and kwargs.get('device') is None:
+            made = function(*args, **kwargs)
+            return made.detach().to(self.device).requires_grad_(made.requires_grad)
+        if kwargs.get('generator') is not None and args[0].device.type == self.device:  # in place
+            drawn = function(torch.empty(args[0].shape, dtype=args[0].dtype), *args[1:], **kwargs)
+            return args[0].copy_(drawn)
+        return function(*args, **kwargs)
+
+
+@pytest.fixture(
+    scope='module',
+    params=[
+        'cpu',
+        *([pytest.param('cuda', marks=pytest.mark.gpu)] if torch.cuda.is_available() else []),
+    ],
+)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where a test computes: on the CPU, and once more on a GPU where there is one."""
+    if request.param == 'cpu':
+        yield 'cpu'
+        return
+    with pytest.MonkeyPatch.context() as patch, OnDevice(request.param):
+        patch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+        yield request.param
 
 
 def forget_runs() -> None:

@@ -14,6 +14,8 @@ from mmconvneur import ConvNeur, UsageError
 from mmconvneur.models.mixers import ChunkedNeuralMemory, PublishedNeuralMemory
 from mmconvneur.models.mixers.inner_models import INNER_MODELS
 
+pytestmark = pytest.mark.usefixtures('device')
+
 # Distinct primes: a swapped axis cannot pass. 5 x 7 tokens, chunks of 11: the last one is ragged.
 BATCH, DIM, HEADS, WIDTH, HEIGHT_, WIDTH_ = 2, 13, 3, 2, 5, 7
 FORMS = [

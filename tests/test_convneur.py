@@ -15,6 +15,8 @@ from mmconvneur.models.backbones.convneur import ARCHS
 from mmconvneur.models.layers import tiles
 from mmconvneur.models.layers.tokens import pool_tokens, spread_tokens
 
+pytestmark = pytest.mark.usefixtures('device')
+
 TINY = dict(channels=(8, 16, 24, 40), depths=(1, 2, 1, 1), mlp_ratio=2, kernel_size=5)
 MEMORY = dict(type='NeuralMemory', num_heads=2)
 PARAMETERS = {'m1': 4.3e6, 'm2': 6.1e6, 'm3': 10.6e6, 'm4': 18.1e6}  # the paper's

@@ -33,6 +33,7 @@ from mmconvneur.weights import read_checkpoint
 from mmconvneur.weights.files import fetch
 
 transformers = pytest.importorskip('transformers', minversion='4.56')  # the first with DINOv3
+pytestmark = pytest.mark.usefixtures('device')
 
 WRAPPERS = ['', 'module.', 'model.', 'backbone.', 'teacher.backbone.', 'model_ema.module.']
 

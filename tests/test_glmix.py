@@ -10,6 +10,8 @@ from mmconvneur import ConvNeur, UsageError
 from mmconvneur.models.layers.grid import adaptive_avg_pool
 from mmconvneur.models.mixers import GLMix
 
+pytestmark = pytest.mark.usefixtures('device')
+
 # 2 heads of 5 channels, 9 slots, 7 x 11 pixels: no two sizes are equal.
 BATCH, HEADS, DIM, SLOTS, HEIGHT, WIDTH = 3, 2, 10, 9, 7, 11
 KINDS = ['pool', 'learned']

@@ -20,6 +20,8 @@ from mmconvneur.weights import recognise
 from mmconvneur.weights.glnet import own_name, own_shape
 from mmconvneur.weights.loading import check_heads, fit_state_dict
 
+pytestmark = pytest.mark.usefixtures('device')
+
 KEYS = Path(__file__).parent / 'published_keys'
 PARAMETERS = {'stl': 30_296_786, '4g': 27_001_593, '9g': 60_010_617, '16g': 106_055_161}
 MACS = {'stl': 4.4e9, '4g': 4.5e9, '9g': 9.7e9, '16g': 16.7e9}  # the paper's, at 224 x 224

@@ -4,6 +4,8 @@ from test_chunked_memory import inner, slope
 
 from mmconvneur.models.mixers.inner_models import INNER_MODELS
 
+pytestmark = pytest.mark.usefixtures('device')
+
 TOKENS, WIDTH = 13, 7
 
 

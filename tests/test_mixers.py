@@ -12,6 +12,8 @@ from mmconvneur.models.mixers.build import build_mixer
 from mmconvneur.models.mixers.spatial_bias import SpatialBiasMaps
 from mmconvneur.registry import MIXERS
 
+pytestmark = pytest.mark.usefixtures('device')
+
 BATCH, DIM, HEIGHT, WIDTH = 2, 13, 11, 7
 CONFIGS = {
     'NeuralMemory': dict(memory_dim=6, num_heads=3),

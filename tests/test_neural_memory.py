@@ -10,6 +10,8 @@ from mmconvneur import ConvNeur, UsageError
 from mmconvneur.models.mixers import NeuralMemory
 from mmconvneur.models.mixers.neural_memory import fit
 
+pytestmark = pytest.mark.usefixtures('device')
+
 # Distinct primes: a swapped axis cannot pass.
 BATCH, DIM, HEADS, WIDTH, HEIGHT_, WIDTH_ = 2, 13, 3, 2, 5, 7
 

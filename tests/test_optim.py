@@ -17,6 +17,8 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 
 from mmconvneur import ConvNeur, UsageError
 
+pytestmark = pytest.mark.usefixtures('device')
+
 LR, WEIGHT_DECAY = 0.1, 0.01
 DETECTORS = {f'mask_rcnn_convneur_{size}_3x_coco': size for size in 'tsbl'}
 SEGMENTORS = {f'upernet_convneur_{size}_ade20k': size for size in 'tsbl'}

@@ -14,6 +14,8 @@ from mmconvneur.models.backbones.spatial_bias_resnet import SpatialBiasBottlenec
 from mmconvneur.weights.files import resolve
 from mmconvneur.weights.loading import check_heads
 
+pytestmark = pytest.mark.usefixtures('device')
+
 NARROW = dict(depth=50, base_channels=8, stem_channels=8)
 BLOCKS = {50: 13, 101: 30}  # in the first three stages
 

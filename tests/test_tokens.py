@@ -6,6 +6,8 @@ import torch
 from mmconvneur import ConvNeur
 from mmconvneur.models.layers.tokens import pool_tokens, spread_tokens
 
+pytestmark = pytest.mark.usefixtures('device')
+
 BATCH, DIM = 2, 3
 every_size = pytest.mark.parametrize('size', [2, 4])
 every_shape = pytest.mark.parametrize('shape', [(4, 5), (8, 12), (11, 7), (13, 17)])

@@ -38,6 +38,8 @@ from mmconvneur.weights import read_checkpoint, read_state_dict, recognise
 from mmconvneur.weights.files import fetch
 from mmconvneur.weights.reading import load_safely
 
+pytestmark = pytest.mark.usefixtures('device')
+
 CHANNELS, DEPTHS = (8, 12, 20, 28), (2, 1, 3, 1)
 ARCH = dict(channels=CHANNELS, depths=DEPTHS)
 BLOCKS = sum(DEPTHS)

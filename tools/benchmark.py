@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
         nargs='+',
         metavar='NAME[:OPTION,...][@SETTING,...]',
         help='options: key=value of its config; local or the type of a global mixer for convneur. '
-        'Settings override --layout and --compile: a layout, or eager | compiled | cudagraphs',
+        f'Settings override --layout and --compile: a layout, or {" | ".join(EXECUTIONS)}',
     )
     parser.add_argument(
         '--sizes', nargs='+', default=['224'], metavar='HxW', help='of the image; S: a square'
@@ -60,7 +60,7 @@ def parse() -> argparse.Namespace:
         default=['float32'],
         metavar='DTYPE',
         help=f'{" | ".join(DTYPES)}; weights and input are cast, with amp they stay float32 under '
-        'bfloat16 autocast',
+        'bfloat16 autocast; float32 is without TF32',
     )
     parser.add_argument(
         '--layout', default='channels_last', help=f'memory layout: {" | ".join(MEMORY_FORMATS)}'
@@ -69,11 +69,7 @@ def parse() -> argparse.Namespace:
         '--mode', default='forward', help=f'{" | ".join(MODES)} (forward and backward)'
     )
     parser.add_argument(
-        '--compile',
-        nargs='?',
-        default='eager',
-        const='compiled',
-        help='run compiled (torch.compile) | cudagraphs',
+        '--compile', nargs='?', default='eager', const='compiled', help=' | '.join(EXECUTIONS)
     )
     parser.add_argument(
         '--rounds', type=int, default=15, help='each times every backbone once; default: 15'

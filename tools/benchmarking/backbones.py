@@ -48,6 +48,17 @@ BACKBONES = {
     'mscan-b': dict(MSCAN, embed_dims=(64, 128, 320, 512), depths=(3, 3, 12, 3)),
     'mmpretrain-convnext-t': dict(MMPRETRAIN, arch='tiny'),
     'mmpretrain-convnext-s': dict(MMPRETRAIN, arch='small'),
+    'mmpretrain-hornet-t': dict(
+        type='mmpretrain.HorNet', arch='tiny', drop_path_rate=0.0, out_indices=(0, 1, 2, 3)
+    ),
+    'timm-convnext-t': dict(type='timm.convnext_tiny'),
+    'timm-resnet-50': dict(type='timm.resnet50', out_indices=(1, 2, 3, 4)),
+    'timm-pvtv2-b2': dict(type='timm.pvt_v2_b2'),
+    'timm-inception-next-t': dict(type='timm.inception_next_tiny'),
+    'timm-repvit-m1.5': dict(type='timm.repvit_m1_5'),
+    'timm-mambaout-t': dict(type='timm.mambaout_tiny'),
+    'timm-focalnet-t': dict(type='timm.focalnet_tiny_srf'),
+    'timm-rdnet-t': dict(type='timm.rdnet_tiny'),
     'hf-convnext-t': dict(HF_CONVNEXT, depths=[3, 3, 9, 3]),
     'hf-convnext-s': dict(HF_CONVNEXT, depths=[3, 3, 27, 3]),
     'hf-convnext-b': dict(HF_CONVNEXT, depths=[3, 3, 27, 3], hidden_sizes=[128, 256, 512, 1024]),
@@ -112,6 +123,9 @@ def build(cfg: dict) -> nn.Module:
     project, name = cfg['type'].split('.')
     if project == 'transformers':
         return HuggingFaceBackbone(name, {k: v for k, v in cfg.items() if k != 'type'})
+    if project == 'timm':
+        options = {k: v for k, v in cfg.items() if k != 'type'}
+        return import_module('timm').create_model(name, features_only=True, **options)
     import_module(f'{project}.models')
     return ROOT_MODELS.build(cfg)
 

@@ -11,19 +11,26 @@ from mmconvneur.errors import UsageError, check_choice
 from mmconvneur.utils.timing import Spread, Step, race, ratios, seconds
 
 from .backbones import build, configure
-from .measure import count_macs, peak_memory
+from .measure import count_kernels, count_macs, peak_memory, record
 
 MEMORY_FORMATS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
-EXECUTIONS = dict(eager=None, compiled='default', cudagraphs='reduce-overhead')
+EXECUTIONS = {  # mode of torch.compile
+    'eager': None,
+    'cudagraphs': None,  # the eager kernels, recorded once and replayed
+    'compiled': 'default',
+    'reduce-overhead': 'reduce-overhead',  # compiled and replayed
+}
+NEED_GPU = ('cudagraphs', 'reduce-overhead')
 MODES = ('forward', 'train')
 # (weights and input, autocast)
 DTYPES = {
-    'float32': (torch.float32, None),
+    'float32': (torch.float32, None),  # without TF32
+    'tf32': (torch.float32, None),  # of a GPU
     'bfloat16': (torch.bfloat16, None),
     'float16': (torch.float16, None),
     'amp': (torch.float32, torch.bfloat16),
 }
-WARM_UPS = 4  # untimed runs: one is counted, two compile and record graphs, one is profiled
+WARM_UPS = 5  # untimed runs: one is counted, two compile, two are profiled
 MATMUL_SIZES = dict(cpu=2048, cuda=8192)
 MATMUL = 'matmul'
 
@@ -92,6 +99,7 @@ def run_case(
         UsageError: If the baseline does not run.
     """
     steps, rows = {}, {}
+    allow_tf32(case.dtype == 'tf32')
     for contestant in contestants:
         label = contestant.label
         try:
@@ -134,16 +142,18 @@ def run_case(
 
 def prepare(contestant: Contestant, case: Case, device: torch.device) -> tuple[Step, dict]:
     """A step that is warmed up, and the row of what it costs apart from time."""
-    if contestant.execution == 'cudagraphs' and device.type != 'cuda':
-        raise UsageError(f'{contestant.label}: cudagraphs needs a GPU; choose eager or compiled')
+    execution = contestant.execution
+    if execution in NEED_GPU and device.type != 'cuda':
+        raise UsageError(f'{contestant.label}: {execution} needs a GPU; choose eager or compiled')
     dtype, _ = DTYPES[case.dtype]
     torch.manual_seed(0)
-    placement = dict(device=device, dtype=dtype, memory_format=MEMORY_FORMATS[contestant.layout])
-    model = build(contestant.config).to(**placement)
+    placement = dict(dtype=dtype, memory_format=MEMORY_FORMATS[contestant.layout])
+    with device:
+        model = build(contestant.config).to(**placement)
+        image = torch.randn(case.batch_size, 3, case.height, case.width).to(**placement)
     model.train(case.mode == 'train')
-    image = torch.randn(case.batch_size, 3, case.height, case.width).to(**placement)
     macs = count_macs(make_step(model, image, case))
-    mode = EXECUTIONS[contestant.execution]
+    mode = EXECUTIONS[execution]
     run = torch.compile(model, dynamic=False, mode=mode) if mode else model
     step = make_step(run, image, case)
     step(), step()
@@ -151,13 +161,14 @@ def prepare(contestant: Contestant, case: Case, device: torch.device) -> tuple[S
         backbone=contestant.label,
         **case._asdict(),
         layout=contestant.layout,
-        execution=contestant.execution,
+        execution=execution,
         params=sum(p.numel() for p in model.parameters()),
         macs=macs // case.batch_size,
         # CUDA graphs hold their memory between steps, where it cannot be told from the weights.
         memory_bytes=None if mode == 'reduce-overhead' else peak_memory(step, device),
+        kernels=count_kernels(step, device),
     )
-    return step, row
+    return record(step) if execution == 'cudagraphs' else step, row
 
 
 def make_step(model: torch.nn.Module, image: torch.Tensor, case: Case) -> Step:
@@ -186,6 +197,10 @@ def make_step(model: torch.nn.Module, image: torch.Tensor, case: Case) -> Step:
         return forward_without_gradients
     gradients = [torch.randn_like(m) for m in forward()]
     return train
+
+
+def allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def matmul(size: int, dtype: torch.dtype, device: torch.device) -> Step:

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from mmconvneur.utils.timing import Step
+from mmconvneur.utils.timing import Step, synchronize
 
 aten = torch.ops.aten
 
@@ -78,6 +78,30 @@ def peak_memory(step: Step, device: torch.device) -> int:
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e for e in events if e.name() == '[memory]'), key=lambda e: e.start_ns())
     return max(accumulate((e.nbytes() for e in changes), initial=0))
+
+
+def count_kernels(step: Step, device: torch.device) -> int | None:
+    """Kernels that a step starts on a GPU, copies included; None on a CPU."""
+    if device.type != 'cuda':
+        return None
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        step()
+        synchronize(device)
+    events = profiler.profiler.kineto_results.events()
+    return sum(event.device_type() == torch.autograd.DeviceType.CUDA for event in events)
+
+
+def record(step: Step) -> Step:
+    """The kernels of a step as a CUDA graph: replayed, they do not wait for Python."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # handles and workspaces are made on the stream of the capture
+        step(), step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
 
 
 def exponent(pixels: Sequence[float], costs: Sequence[float]) -> float:

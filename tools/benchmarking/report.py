@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RESULTS = 'benchmark.json'
 ALLOCATOR = ('MALLOC_', 'LD_PRELOAD')  # variables that change it
-OTHER_PACKAGES = ('mmconvneur', 'transformers', 'mmpretrain', 'onedl-mmpretrain')
+OTHER_PACKAGES = ('mmconvneur', 'timm', 'transformers', 'mmpretrain', 'onedl-mmpretrain')
 
 
 def environment(device: torch.device) -> dict:
@@ -49,8 +49,6 @@ def environment(device: torch.device) -> dict:
             gpu=torch.cuda.get_device_name(device),
             cuda=torch.version.cuda,
             cudnn=torch.backends.cudnn.version(),
-            tf32_matmul=torch.backends.cuda.matmul.allow_tf32,
-            tf32_convolution=torch.backends.cudnn.allow_tf32,
         )
     allocator = {name: v for name, v in os.environ.items() if name.startswith(ALLOCATOR)}
     return facts | allocator | dict(installed())
@@ -144,7 +142,7 @@ def results_table(rows: list[dict], case: Case, baseline: str) -> Table:
     """Median and quartiles of the rows of a case."""
     table = Table(title=str(case), title_justify='left', box=SIMPLE)
     table.add_column('backbone', overflow='fold')
-    for name in ('ms', f'time / {baseline}', '% of matmul', 'M params', 'GMACs', 'MiB'):
+    for name in ('ms', f'time / {baseline}', '% of matmul', 'M params', 'GMACs', 'MiB', 'kernels'):
         table.add_column(name, justify='right', overflow='fold')
     for row in rows:
         memory = row['memory_bytes']
@@ -156,6 +154,7 @@ def results_table(rows: list[dict], case: Case, baseline: str) -> Table:
             f'{row["params"] / 1e6:.2f}',
             f'{row["macs"] / 1e9:.2f}',
             '-' if memory is None else f'{memory / 2**20:.1f}',
+            str(row['kernels'] or '-'),
         )
     return table
 
