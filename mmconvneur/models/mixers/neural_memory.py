@@ -148,7 +148,8 @@ class NeuralMemory(BottleneckMixer):
         """q, k and v, ``(B, C_m, H, W) -> (B, h, d, N)`` each, q and k of unit length."""
         qkv = widened(self.qkv(self.short_conv(z).flatten(2)))  # (B, 3 C_m, N)
         qkv = qkv.unflatten(1, (3, self.num_heads, -1)).transpose(0, 1).contiguous()
-        return *F.normalize(qkv[:2], dim=3, eps=1e-6), qkv[2]
+        queries, keys = F.normalize(qkv[:2], dim=3, eps=1e-6).unbind(0)
+        return queries, keys, qkv[2]
 
     def write_weights(self, z: Tensor, mask: Tensor | None) -> Tensor:
         """w, ``(B, C_m, H, W) -> (B, h, N)``."""
