@@ -36,7 +36,6 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 import mmconvneur
-from mmconvneur.apis.model_zoo import sha256
 from mmconvneur.engine.hooks import ProgressBarHook
 from mmconvneur.errors import UsageError
 from mmconvneur.evaluation.names import METRICS
@@ -45,7 +44,7 @@ from mmconvneur.utils.configs import check_data, datasets, find_config, load_con
 from mmconvneur.utils.files import write_atomically
 from mmconvneur.utils.flat import read_flat
 from mmconvneur.utils.runner import build_runner
-from mmconvneur.weights.files import locate
+from mmconvneur.weights.files import file_hash, locate
 from mmconvneur.weights.reading import read_checkpoint
 from mmconvneur.weights.report import compare
 from model_index import METAFILE, index_entry, release
@@ -86,7 +85,7 @@ def main() -> None:
         weights = Path(folder) / 'weights.pth'
         torch.save(slim(training), weights)
         metrics, model = evaluate(cfg, weights, args)
-        digest, content = sha256(weights), weights.read_bytes()
+        digest, content = file_hash(weights), weights.read_bytes()
     stem = f'checkpoints/{name}-{digest[:8]}'
     launch, launcher = 'python', ''
     if processes > 1:

@@ -22,7 +22,6 @@ OpenMMLab's format, where ``Weights`` is a path in this repository or a URL and 
 from __future__ import annotations
 
 import difflib
-import hashlib
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +30,7 @@ import yaml
 
 from ..errors import UsageError
 from ..utils.files import HOME
-from ..weights.files import SCHEMES, fetch, locate
+from ..weights.files import SCHEMES, fetch, file_hash, locate
 
 INDEX = 'model-index.yml'
 
@@ -94,17 +93,13 @@ def verified_weights(entry: dict) -> Path:
     path = fetch(weights, sha256='') if weights.startswith(SCHEMES) else HOME / weights
     if not path.is_file():
         raise UsageError(f'{path}, the weights of {entry["Name"]}, is missing: get it again')
-    found = sha256(path)
+    found = file_hash(path)
     if found != expected:
         raise UsageError(
             f'{path} has the sha256 {found}, but that of {entry["Name"]} is {expected}: '
             'delete the file and get it again'
         )
     return path
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def read_index(home: Path) -> list[dict]:

@@ -106,4 +106,9 @@ def fetch(url: str, sha256: str | None = None) -> Path:
 
 
 def _has_hash(path: Path, sha256: str | None) -> bool:
-    return not sha256 or hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256)
+    return not sha256 or file_hash(path).startswith(sha256)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
