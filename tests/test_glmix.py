@@ -159,6 +159,17 @@ def test_start_is_neutral_also_after_the_backbone_initialised():
         assert mixer.clustering.attention.qkv.weight.abs().max() > 0.9 * (6 / (4 * dim)) ** 0.5
 
 
+@pytest.mark.parametrize('value, first', [(None, 12**-0.5), (10, 10)])
+def test_the_scale_starts_where_it_is_told(value, first):
+    net = ConvNeur(
+        dict(channels=(8, 12), depths=(1, 1)),
+        out_indices=(0, 1),
+        global_mixer=dict(type='GLMix', scale_init_value=value),
+    )
+    net.init_weights()
+    assert net.stages[1][0].global_branch.clustering.affinity.scale.item() == pytest.approx(first)
+
+
 @pytest.mark.parametrize('slots', KINDS)
 def test_every_parameter_gets_a_gradient(slots):
     net = ConvNeur(

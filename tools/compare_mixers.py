@@ -70,6 +70,7 @@ ROWS = {  # options of the backbone
     'none': dict(global_mixer=None),
     'NeuralMemory (default)': mixer('NeuralMemory'),
     'GLMix': mixer('GLMix'),
+    'GLMix, scale from 10': mixer('GLMix', scale_init_value=10),
     'SpatialBias': mixer('SpatialBias'),
     'SelfAttention': mixer('SelfAttention'),
     'PublishedNeuralMemory': mixer('PublishedNeuralMemory'),

@@ -64,16 +64,16 @@ SLOTS = {'pool': PooledSlots, 'learned': LearnedSlots}
 
 
 class SlotAffinity(nn.Module):
-    """Logits A = s cos(slot, pixel), with one learnable s per block that starts at C^-1/2.
+    """Logits A = s cos(slot, pixel), with one learnable s per block.
 
     The tap point of slot maps: a forward hook on a module called ``affinity`` receives A, whose
     softmax over the slots assigns every pixel to them.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, scale: float) -> None:
         super().__init__()
         # One axis, not none: MMEngine's flat_decay_mult and FSDP overlook scalars.
-        self.scale = nn.Parameter(torch.full((1,), dim**-0.5))
+        self.scale = nn.Parameter(torch.full((1,), float(scale)))
 
     def forward(self, slots: Tensor, pixels: Tensor) -> Tensor:
         """``slots (B, S, C)``, ``pixels (B, N, C) -> (B, S, N)``."""
@@ -97,19 +97,27 @@ class SoftClustering(BaseModule):
         num_heads: Heads of the attention among slots; must divide ``dim``.
         slots: ``'pool'`` or ``'learned'``.
         num_slots: S; for pooling a square number.
+        scale_init_value: The first s; default C^-1/2, as published.
 
     Raises:
         UsageError: For an unknown choice, a number of slots that is not positive or not a square
             where pooling needs one, or heads that do not divide the channels.
     """
 
-    def __init__(self, dim: int, num_heads: int, slots: str = 'pool', num_slots: int = 64) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        slots: str = 'pool',
+        num_slots: int = 64,
+        scale_init_value: float | None = None,
+    ) -> None:
         super().__init__()
         check_choice('slots', slots, SLOTS)
         if num_slots < 1:
             raise UsageError(f'num_slots={num_slots} must be positive: take 64')
         self.slots = SLOTS[slots](dim, num_slots)
-        self.affinity = SlotAffinity(dim)
+        self.affinity = SlotAffinity(dim**-0.5 if scale_init_value is None else scale_init_value)
         self.attention = TokenAttention(dim, num_heads)
 
     def forward(self, z: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -133,17 +141,24 @@ class GLMix(GlobalMixer):
         slots: ``'pool'``: means of a grid over the image; ``'learned'``: parameters.
         num_slots: S; for pooling a square number.
         num_heads: Heads of the attention among slots; must divide ``dim``.
+        scale_init_value: Where s starts; default C^-1/2, at which each slot is nearly a mean of the
+            image. With 10 it can tell pixels apart from the start.
 
     Raises:
         UsageError: As :class:`SoftClustering`.
     """
 
     def __init__(
-        self, dim: int, slots: str = 'pool', num_slots: int = 64, num_heads: int = 4
+        self,
+        dim: int,
+        slots: str = 'pool',
+        num_slots: int = 64,
+        num_heads: int = 4,
+        scale_init_value: float | None = None,
     ) -> None:
         super().__init__(dim, dim)
         self.norm = LayerNorm2d(dim)
-        self.clustering = SoftClustering(dim, num_heads, slots, num_slots)
+        self.clustering = SoftClustering(dim, num_heads, slots, num_slots, scale_init_value)
         self.reset_parameters()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
