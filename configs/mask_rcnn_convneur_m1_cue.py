@@ -3,11 +3,22 @@
 # Command:  python tools/train.py configs/mask_rcnn_convneur_m1_cue.py
 #           (without a memory: --cfg-options model.backbone.global_mixer=None)
 # Hardware: one CPU core.
-# Result:   docs/global_context.md
+# Result:   not trained yet
 _base_ = [
     '_base_/models/slim_mask_rcnn_convneur.py',
     '_base_/datasets/cue_instance.py',
     '_base_/schedules/sample_detection.py',
     '_base_/runtimes/detection.py',
 ]
-model = dict(roi_head=dict(bbox_head=dict(num_classes=3), mask_head=dict(num_classes=3)))
+model = dict(
+    # Things are 90 to 120 pixels large: a map of stride 4 would double the time for nothing.
+    backbone=dict(out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[80, 160, 320], num_outs=3),
+    rpn_head=dict(anchor_generator=dict(strides=[8, 16, 32])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(featmap_strides=[8, 16, 32]),
+        bbox_head=dict(num_classes=3),
+        mask_roi_extractor=dict(featmap_strides=[8, 16, 32]),
+        mask_head=dict(num_classes=3),
+    ),
+)

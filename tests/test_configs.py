@@ -24,7 +24,8 @@ from steps import (
 
 SHIPPED = sorted(path.stem for path in CONFIGS.glob('*.py'))
 RESNETS = ['mask_rcnn_spatial_bias_r50_coco', 'upernet_spatial_bias_r50_ade20k']
-BASELINES = ['mask_rcnn_r18_sample', *RESNETS]  # another backbone, to compare with
+# Another backbone, to compare with.
+BASELINES = ['mask_rcnn_r18_sample', 'mask_rcnn_r18_cue', 'mask_rcnn_pvtv2_b0_cue', *RESNETS]
 FULL_NAMES = dict(t='tiny', s='small', b='base', l='large')
 DINOV3 = {
     f'{name}_{size}_dinov3_{data}': size
@@ -80,7 +81,9 @@ def test_the_promised_configs_are_there():
 
 @pytest.mark.parametrize('name', BASELINES)
 def test_baselines_build(name):
-    assert sum(p.numel() for p in build_empty(load(name)).parameters()) > 1e6
+    cfg = load(name)
+    init_default_scope(cfg.default_scope)
+    assert sum(p.numel() for p in MODELS.build(cfg.model).parameters()) > 1e6
 
 
 @pytest.mark.parametrize('name', RESNETS)
