@@ -104,10 +104,9 @@ def test_builds_with_the_widths_of_its_arch(name):
     model = build_empty(cfg)
     arch = cfg.model.backbone.arch
     widths = model.backbone.resolve_arch(arch)['channels']
-    channels = [widths[i] for i in model.backbone.out_indices]
-    assert [getattr(model.backbone, f'norm{i}').weight.numel() for i in range(len(channels))] == (
-        channels
-    )
+    stages = model.backbone.out_indices
+    channels = [widths[i] for i in stages]
+    assert [getattr(model.backbone, f'norm{i}').weight.numel() for i in stages] == channels
     assert cfg.model['neck' if model.with_neck else 'decode_head'].in_channels == channels
     auxiliary = cfg.model.get('auxiliary_head')
     assert auxiliary is None or auxiliary.in_channels == channels[auxiliary.in_index]
