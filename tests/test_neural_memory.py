@@ -250,7 +250,8 @@ def test_sums_over_tokens_stay_in_float32_under_autocast():
 
     class Spy(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            if 'bmm' in str(function):
+            projects = 'bmm' in str(function) and args[-2].size(1) == 3 * 33  # to q, k and v
+            if 'bmm' in str(function) and not projects:
                 seen.extend(a.dtype for a in args if isinstance(a, Tensor))
             return function(*args, **(kwargs or {}))
 
