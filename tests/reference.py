@@ -69,10 +69,7 @@ def glmix(module, x: Tensor, mask: Tensor | None = None) -> Tensor:
     for b, image in enumerate(x):
         valid = torch.ones(image.shape[1:]) if mask is None else mask[b, 0]
         height, width = int(valid.any(1).sum()), int(valid.any(0).sum())
-        if hasattr(clustering.slots, 'slots'):
-            slots = clustering.slots.slots
-        else:
-            slots = grid_means(image[:, :height, :width], clustering.slots.size)
+        slots = grid_means(image[:, :height, :width], clustering.size)
         context = soft_clustering(
             layer_norm(image.flatten(1).T, module.norm.weight, module.norm.bias),
             slots,

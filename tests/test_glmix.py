@@ -14,13 +14,12 @@ pytestmark = pytest.mark.usefixtures('device')
 
 # 2 heads of 5 channels, 9 slots, 7 x 11 pixels: no two sizes are equal.
 BATCH, HEADS, DIM, SLOTS, HEIGHT, WIDTH = 3, 2, 10, 9, 7, 11
-KINDS = ['pool', 'learned']
 
 
-def build(slots: str = 'pool', num_slots: int = SLOTS) -> GLMix:
+def build(num_slots: int = SLOTS) -> GLMix:
     """A mixer in float64 whose every parameter is random, so that nothing hides behind a zero."""
     torch.manual_seed(0)
-    mixer = GLMix(DIM, slots, num_slots, HEADS).double()
+    mixer = GLMix(DIM, num_slots, HEADS).double()
     for parameter in mixer.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     torch.nn.init.constant_(mixer.clustering.affinity.scale, 3.0)  # far from uniform weights
@@ -54,11 +53,10 @@ def assert_equals_reference(mixer, x, mask=None) -> None:
 
 
 # --------------------------------------------------------------------------------------- the values
-@pytest.mark.parametrize('slots', KINDS)
 @pytest.mark.parametrize('masked', [False, True])
-def test_equals_its_loop(slots, masked):
+def test_equals_its_loop(masked):
     mask = padding((7, 5), (4, 11), (3, 2)) if masked else None
-    assert_equals_reference(build(slots), image(), mask)
+    assert_equals_reference(build(), image(), mask)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 13), (2, 5), (5, 3)])
@@ -89,9 +87,8 @@ def test_pooling_leaves_single_pixels_out():
     assert adaptive_avg_pool(x, 1, mask).item() == pytest.approx((0 + 1 + 2 + 3 + 5) / 5)
 
 
-@pytest.mark.parametrize('slots', KINDS)
-def test_padding_changes_nothing_on_the_real_part(slots):
-    mixer, x = build(slots), image()
+def test_padding_changes_nothing_on_the_real_part():
+    mixer, x = build(), image()
     padded = F.pad(x, (0, 6, 0, 2), value=2.5)
     mask = padding(*[(HEIGHT, WIDTH)] * BATCH, height=HEIGHT + 2, width=WIDTH + 6)
     actual = mixer(padded, mask)[:, :, :HEIGHT, :WIDTH]
@@ -128,16 +125,15 @@ def test_both_layouts_of_memory_give_the_same():
 
 
 def test_pixels_of_zeros_have_finite_gradients():
-    mixer, x = build('learned').float(), torch.zeros(1, DIM, HEIGHT, WIDTH, requires_grad=True)
+    mixer, x = build().float(), torch.zeros(1, DIM, HEIGHT, WIDTH, requires_grad=True)
     torch.nn.init.zeros_(mixer.norm.bias)
     mixer(x).sum().backward()
     assert x.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in mixer.parameters())
 
 
-@pytest.mark.parametrize('slots', KINDS)
-def test_autocast_stays_near_float32(slots):
-    mixer, x = build(slots).float(), image().float()
+def test_autocast_stays_near_float32():
+    mixer, x = build().float(), image().float()
     with torch.autocast('cpu', torch.bfloat16):
         out = mixer(x)
     # bfloat16 keeps 8 bits of each product.
@@ -159,11 +155,10 @@ def test_start_is_neutral_also_after_the_backbone_initialised():
         assert mixer.clustering.attention.qkv.weight.abs().max() > 0.9 * (6 / (4 * dim)) ** 0.5
 
 
-@pytest.mark.parametrize('slots', KINDS)
-def test_every_parameter_gets_a_gradient(slots):
+def test_every_parameter_gets_a_gradient():
     net = ConvNeur(
         dict(channels=(8, 16, 24, 40), depths=(1, 1, 1, 1)),
-        global_mixer=dict(type='GLMix', slots=slots),
+        global_mixer=dict(type='GLMix'),
     ).double()
     generator = torch.Generator().manual_seed(3)
     for parameter in net.parameters():
@@ -174,16 +169,16 @@ def test_every_parameter_gets_a_gradient(slots):
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize('slots', KINDS)
-def test_a_hook_on_the_affinity_gives_the_slot_maps(slots):
-    mixer, x = build(slots), image()
+def test_a_hook_on_the_affinity_gives_the_slot_maps():
+    mixer, x = build(), image()
     seen = []
     mixer.get_submodule('clustering.affinity').register_forward_hook(lambda *a: seen.append(a[2]))
     mixer(x)
     (logits,) = seen
     pixels = layer_norm(x.permute(0, 2, 3, 1), mixer.norm.weight, mixer.norm.bias).flatten(1, 2)
+    slots = adaptive_avg_pool(x, mixer.clustering.size).flatten(2).mT
     for b in range(BATCH):
-        expected = slot_logits(mixer.clustering.slots(x)[b], pixels[b], torch.tensor(3.0))
+        expected = slot_logits(slots[b], pixels[b], torch.tensor(3.0))
         torch.testing.assert_close(logits[b], expected, rtol=0, atol=1e-12)
     assert logits.shape == (BATCH, SLOTS, HEIGHT * WIDTH)
 
@@ -195,10 +190,8 @@ def test_temperature_starts_at_one_over_the_root_of_the_channels():
 @pytest.mark.parametrize(
     'cfg, problem',
     [
-        (dict(num_slots=60), r'num_slots=60 is not a square.*take 49 or 64, or slots=.learned'),
+        (dict(num_slots=60), r'num_slots=60 is not a square.*take 49 or 64'),
         (dict(num_slots=0), 'num_slots=0 must be positive'),
-        (dict(num_slots=-4, slots='learned'), 'num_slots=-4 must be positive'),
-        (dict(slots='conv'), "unknown slots 'conv': choose one of pool, learned"),
         (dict(num_heads=3), r'num_heads=3 must divide the 10 channels: take 1, 2, 5, 10'),
         (dict(num_heads=0), 'num_heads=0 must divide the 10 channels'),
     ],
@@ -208,4 +201,3 @@ def test_bad_settings_are_named(cfg, problem):
     with pytest.raises(UsageError, match=problem) as error:
         GLMix(DIM, **cfg)
     assert '\n' not in str(error.value)
-    GLMix(DIM, slots='learned', num_slots=60, num_heads=5)

@@ -360,12 +360,11 @@ def test_a_mixer_that_looks_at_values_is_taken_as_it_is():
         (dict(type='Attention'), 'CBAM, .*NeuralMemory, .*NonLocal, .*SelfAttention, SpatialBias'),
         (dict(type='SelfAttention', heads=2), 'takes bottleneck_dim, num_heads'),
         (dict(type='NonLocal', num_heads=2), 'NonLocal has no option num_heads'),
-        (dict(type='CBAM', num_heads=2), 'takes bottleneck_dim, reduction'),
+        (dict(type='CBAM', num_heads=2), 'takes bottleneck_dim'),
         (dict(type='SpatialBias', grid=7), 'SpatialBias has no option grid: it takes norm_cfg'),
         (dict(type='SelfAttention', bottleneck_dim=10), 'num_heads=4 must divide bottleneck_dim'),
         (dict(type='SelfAttention', num_heads=0), 'num_heads=0 must divide'),
         (dict(type='NonLocal', bottleneck_dim=0), 'bottleneck_dim=0 must be positive'),
-        (dict(type='CBAM', reduction=0), 'reduction=0 must be positive'),
     ],
     ids=str,
 )

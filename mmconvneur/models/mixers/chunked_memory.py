@@ -68,35 +68,6 @@ def running_states(
     return tuple(torch.stack(matrices, dim=2) for matrices in zip(*states, strict=True))
 
 
-def start_states(
-    inner: InnerModel, initial: Weights, keys: Tensor, values: Tensor, rule: WriteRule
-) -> Weights:
-    """All memories M_0 ... M_T when every chunk's gradient is taken at M_0, without a scan.
-
-        M_t = prod_{s<=t} a_s M_0 - sum_j C_tj theta_j G_j,   a = 1 - alpha,   C = D(a) D(eta),
-        D(x)_tj = prod_{s=j+1..t} x_s for t >= j, else 0
-
-    Arguments and result as in :func:`running_states`.
-    """
-    start = tuple(m.unsqueeze(1) for m in initial)  # (h, 1, d, d): the same for every chunk
-    gradient = inner.gradient(start, keys, values, rule.weights)
-    keep = 1 - rule.decay
-    mix = _products_after(keep) @ _products_after(rule.momentum) * rule.lr.unsqueeze(-2)
-    mix = F.pad(mix, (0, 0, 1, 0))  # (B, h, T + 1, T): M_0 holds no chunk
-    kept = F.pad(keep.cumprod(-1), (1, 0), value=1.0)[..., None, None]
-    return tuple(
-        kept * m - torch.einsum('bhtj,bhjde->bhtde', mix, g)
-        for m, g in zip(start, gradient, strict=True)
-    )
-
-
-def _products_after(x: Tensor) -> Tensor:
-    """D(x)_tj = prod_{s=j+1..t} x_s on and below the diagonal, 0 above: (..., T) -> (..., T, T)."""
-    chunk = torch.arange(x.size(-1), device=x.device)
-    below = chunk[:, None] > chunk
-    return torch.where(below, x.unsqueeze(-1), 1.0).cumprod(-2).tril()
-
-
 def valid_first(valid: Tensor) -> Tensor:
     """New places of N tokens, the valid ones first, else in their order: ``(B, N) -> (B, N)``."""
     valid = valid.bool()
@@ -108,9 +79,6 @@ def moved(x: Tensor, places: Tensor) -> Tensor:
     """``x (B, N, ...)`` with each token at its place of ``(B, N)``."""
     places = places.view(*places.shape, *(1,) * (x.dim() - 2)).expand_as(x)
     return torch.zeros_like(x).scatter(1, places, x)
-
-
-STATES = {'running': running_states, 'start': start_states}
 
 
 @MIXERS.register_module()
@@ -133,8 +101,6 @@ class ChunkedNeuralMemory(BottleneckMixer):
         chunk_size: Tokens L in a chunk; ``None``: the whole image is one.
         read: ``'after'``: every token reads the last memory; ``'before'``: a token of chunk t reads
             M_{t-1}, so that with one chunk it reads nothing of the image.
-        gradient: Where it is taken: ``'running'`` at M_{t-1} (sequential) or ``'start'`` at M_0
-            (parallel).
 
     Raises:
         UsageError: For an unknown choice, a non-positive size, or heads that do not divide C_m.
@@ -148,19 +114,17 @@ class ChunkedNeuralMemory(BottleneckMixer):
         inner_model: str = 'linear',
         chunk_size: int | None = 196,
         read: str = 'after',
-        gradient: str = 'running',
     ) -> None:
         super().__init__(dim, memory_dim)
         check_choice('inner model', inner_model, INNER_MODELS)
         check_choice('read', read, ('after', 'before'))
-        check_choice('gradient', gradient, STATES)
         check_num_heads(num_heads, 'memory_dim', self.bottleneck_dim)
         if chunk_size is not None and chunk_size < 1:
             raise UsageError(
                 f'chunk_size={chunk_size} must be positive, or None for the whole image'
             )
         self.num_heads, self.inner_model = num_heads, inner_model
-        self.chunk_size, self.read, self.gradient = chunk_size, read, gradient
+        self.chunk_size, self.read = chunk_size, read
         self.qkv = nn.Linear(self.bottleneck_dim, 3 * self.bottleneck_dim)
         self.initial = nn.ParameterList(
             torch.empty(num_heads, *(self.bottleneck_dim // num_heads,) * 2)
@@ -207,7 +171,7 @@ class ChunkedNeuralMemory(BottleneckMixer):
         queries, keys, values = self.project(tokens)
         with full_precision(x):
             initial = tuple(widened(m) for m in self.initial)
-            states = STATES[self.gradient](self.inner, initial, keys, values, rule)
+            states = running_states(self.inner, initial, keys, values, rule)
             seen = slice(-1, None) if self.read == 'after' else slice(-1)
             memory = tuple(m[:, :, seen] for m in states)  # (B, h, T or 1, d, d)
             out = self.readout(tuple(m.unsqueeze(1) for m in initial), memory, queries)
@@ -259,7 +223,7 @@ class PublishedNeuralMemory(ChunkedNeuralMemory):
     alpha = sigmoid(. - 4).
 
     Args:
-        dim, memory_dim, num_heads, inner_model, gradient: As in :class:`ChunkedNeuralMemory`.
+        dim, memory_dim, num_heads, inner_model: As in :class:`ChunkedNeuralMemory`.
         chunk_size: 196 for classification, 4096 for COCO.
         lr: Largest theta: 1 for classification, 1e-3 for COCO.
     """
@@ -272,9 +236,8 @@ class PublishedNeuralMemory(ChunkedNeuralMemory):
         inner_model: str = 'linear',
         chunk_size: int = 196,
         lr: float = 1.0,
-        gradient: str = 'running',
     ) -> None:
-        super().__init__(dim, memory_dim, num_heads, inner_model, chunk_size, 'before', gradient)
+        super().__init__(dim, memory_dim, num_heads, inner_model, chunk_size, 'before')
         self.lr = lr
 
     def build_write_rule(self) -> None:
