@@ -140,7 +140,8 @@ def test_segmentation_from_training_to_pictures(sample_dir, tmp_path):
     assert line['aAcc'] == pytest.approx(100 * hits / total, abs=0.01)
     pictures = sorted(shown.glob('*.png'))
     assert len(pictures) == 6
-    assert Image.open(pictures[0]).size == (192, 96)  # ground truth beside prediction
+    # Ground truth beside prediction, five times as large.
+    assert Image.open(pictures[0]).size == (960, 480)
 
     run(sample_dir, 'test', SEGMENTATION, checkpoint, '--work-dir', augmented, '--tta')
     (line,) = (json.loads(file.read_text()) for file in augmented.glob('*/*.json'))
