@@ -388,7 +388,7 @@ def test_whole_networks_can_be_pickled():
 )
 def test_compile_has_no_graph_break_and_equals_eager(mixer, backend):
     arch = dict(channels=(8, 16), depths=(1, 1), kernel_size=3)
-    net = tiny(arch=arch, out_indices=(0, 1), global_mixer=mixer).double()
+    net = tiny(arch=arch, out_indices=(0, 1), global_mixer=mixer, placement=[1]).double()
     x = image(45, 61).double()
     expected = gradients(net, x)
     outs = torch.compile(net, fullgraph=True, backend=backend)(x)
