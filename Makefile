@@ -51,15 +51,19 @@ CARRIED := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation oned
 WITH_VERSIONS := import sys; from mmconvneur.utils.environment import TESTED; \
 	print(*(name + TESTED.get(name, "") for name in sys.argv[1:]), sep="\n")
 
-.PHONY: demo test lint docs install test-openmmlab test-openmmlab-lite wheels clean FORCE
+.PHONY: demo test test-quick test-slow lint docs install test-openmmlab test-openmmlab-lite wheels clean FORCE
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
 	@echo "loss and AP over time:                $(DEMO)/training.png"
 	@echo "checkpoint, log and config:           $(DEMO)"
 
+# Two parts of about the same length side by side, one core each.
 test: lint docs
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(RUN) -m pytest
+	$(MAKE) --jobs 2 test-quick test-slow
+
+test-quick test-slow:
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m $(if $(filter %quick,$@),"not slow",slow)
 
 lint: install
 	$(RUN) -m ruff check .

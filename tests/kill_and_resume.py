@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
-import runpy
 import signal
 import subprocess
 import sys
@@ -28,6 +26,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from processes import run_tool
 
 ROOT = Path(__file__).parent.parent
 TRAIN = str(ROOT / 'tools' / 'train.py')
@@ -156,19 +155,12 @@ def train(
     """The exit status of a training, in a process group of its own; 0 or what a signal made."""
     work_dir.mkdir(parents=True, exist_ok=True)
     log = work_dir / 'printed.txt'
-    environment = dict(OMP_NUM_THREADS='1')
-    if moment is not None:
-        environment[MOMENT] = json.dumps(moment)
+    environment = {} if moment is None else {MOMENT: json.dumps(moment)}
     argv = [TRAIN, str(config), '--work-dir', str(work_dir), *args]
     if processes == 1:
-        context = multiprocessing.get_context('forkserver')
-        context.set_forkserver_preload(['mmdet.apis', 'mmseg.apis', 'mmconvneur'])
-        process = context.Process(target=run_tool, args=(cwd, argv, environment, log))
-        process.start()
-        process.join()
-        return process.exitcode
+        return run_tool(cwd, argv, log, log, environment)
     launch = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
-    environment['PYTHONPATH'] = f'{ROOT}:{ROOT / "tests"}'
+    environment |= dict(PYTHONPATH=f'{ROOT}:{ROOT / "tests"}', OMP_NUM_THREADS='1')
     with log.open('a') as output:
         return subprocess.run(
             [sys.executable, *launch, *argv, '--launcher', 'pytorch'],
@@ -178,19 +170,6 @@ def train(
             stderr=output,
             start_new_session=True,
         ).returncode
-
-
-def run_tool(cwd: Path, argv: list[str], environment: dict[str, str], log: Path) -> None:
-    """In a process of its own, as ``python argv...`` does."""
-    os.setsid()
-    os.chdir(cwd)
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.argv = argv
-    runpy.run_path(argv[0], run_name='__main__')
 
 
 def final_state(work_dir: Path) -> dict:

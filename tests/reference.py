@@ -1,15 +1,54 @@
-"""Slow, obvious versions written from the equations. The package never imports this file.
+"""Slow, obvious versions written from the equations, and how modules are compared with them.
 
-The memories' own stand in their tests.
+The package never imports this file. The memories' own versions stand in their tests.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+def randomise(module: nn.Module) -> nn.Module:
+    """Every parameter and statistic random, so that nothing hides behind a zero or a one."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3, generator=generator)
+        for buffer_name, buffer in module.named_buffers():
+            if buffer_name.endswith('running_mean'):
+                buffer.normal_(std=0.3, generator=generator)
+            elif buffer_name.endswith('running_var'):
+                buffer.uniform_(0.5, 2, generator=generator)
+    return module
+
+
+def gradients(net: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    net.zero_grad()
+    sum(out.square().mean() for out in net(x)).backward()
+    return {name: p.grad.clone() for name, p in net.named_parameters()}
+
+
+def assert_equals_reference(
+    reference: Callable, module: nn.Module, x: Tensor, mask: Tensor | None = None
+) -> None:
+    """Values, and the gradients of input and parameters."""
+    inputs = [x.requires_grad_(), *module.parameters()]
+    there = 1 if mask is None else mask  # what padding reads is nobody's concern
+    actual, expected = there * module(x, mask), there * reference(module, x, mask)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
+    direction = torch.randn_like(actual)
+    # The reference leaves out of its graph what cannot matter; the module gives zeros there.
+    expected_grads = torch.autograd.grad(
+        expected, inputs, direction, allow_unused=True, materialize_grads=True
+    )
+    actual_grads = torch.autograd.grad(actual, inputs, direction)
+    for a, e in zip(actual_grads, expected_grads, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=1e-10)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -69,10 +108,7 @@ def glmix(module, x: Tensor, mask: Tensor | None = None) -> Tensor:
     for b, image in enumerate(x):
         valid = torch.ones(image.shape[1:]) if mask is None else mask[b, 0]
         height, width = int(valid.any(1).sum()), int(valid.any(0).sum())
-        if hasattr(clustering.slots, 'slots'):
-            slots = clustering.slots.slots
-        else:
-            slots = grid_means(image[:, :height, :width], clustering.slots.size)
+        slots = grid_means(image[:, :height, :width], clustering.size)
         context = soft_clustering(
             layer_norm(image.flatten(1).T, module.norm.weight, module.norm.bias),
             slots,

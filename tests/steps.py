@@ -54,7 +54,8 @@ def two_iterations(work_dir: Path, **arch) -> Config:
     cfg.merge_from_dict({
         'train_cfg.max_iters': 2, 'train_cfg.val_interval': 2, 'param_scheduler': None,
         'work_dir': str(work_dir), 'default_hooks.checkpoint.interval': 2,
-        'train_dataloader.num_workers': 0, 'train_dataloader.persistent_workers': False,
+        **{f'{split}_dataloader.num_workers': 0 for split in ('train', 'val', 'test')},
+        **{f'{split}_dataloader.persistent_workers': False for split in ('train', 'val', 'test')},
     })  # fmt: skip
     return cfg
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 from reference import glnet as reference
-from reference import layer_norm
+from reference import gradients, layer_norm
 from steps import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -87,12 +87,6 @@ def tiny(arch: dict = PLAIN, **cfg) -> GLNet:
 
 def image(height: int = 67, width: int = 101, batch: int = 2) -> torch.Tensor:
     return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
-
-
-def gradients(net: GLNet, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    net.zero_grad()
-    sum(out.square().mean() for out in net(x)).backward()
-    return {name: p.grad.clone() for name, p in net.named_parameters()}
 
 
 # --------------------------------------------------------------------------------- sizes and names

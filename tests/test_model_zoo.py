@@ -21,6 +21,7 @@ from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
+from mmengine.structures import BaseDataElement
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from steps import ROOT, SAMPLE_CONFIGS, build
 from test_tools import TOOLS, failing
@@ -28,6 +29,7 @@ from test_tools import TOOLS, failing
 from mmconvneur import UsageError
 from mmconvneur.apis import model_zoo
 from mmconvneur.apis.model_zoo import find_weights, read_index, released
+from mmconvneur.engine.outputs import enlarge
 from mmconvneur.weights import read_checkpoint
 from model_index import release, table, with_table
 from publish_checkpoint import golden_maps
@@ -470,7 +472,9 @@ def test_segmentors_of_mmseg_work_from_the_name(at_home):
 
 # -------------------------------------------------------------------------------------------- demo
 def pixels(path: Path | str) -> np.ndarray:
-    return mmcv.imread(path, channel_order='rgb').astype(int)
+    """Of an image, as large as it is drawn."""
+    image = mmcv.imread(path, channel_order='rgb')
+    return enlarge(image, BaseDataElement())[0].astype(int)
 
 
 def test_demo_draws_detections_above_the_score(at_home, tmp_path, monkeypatch, capsys):
@@ -502,6 +506,7 @@ def test_demo_lays_the_label_map_over_the_image(at_home, tmp_path, monkeypatch):
     image = 'data/sample/images/val/000002.png'
     call(monkeypatch, 'demo', image, '--model', 'segmentor', '--out-dir', tmp_path)
     labels = expected_result(at_home, 'segmentor', 2).pred_sem_seg.data[0].numpy()
+    labels = labels.repeat(5, 0).repeat(5, 1)  # 480 pixels in place of 96
     palette = np.array(Config.fromfile('configs/segmentor.py').metainfo.palette)
     visible = 0.2 * pixels(image) + 0.8 * palette[labels]
     close = (np.abs(pixels(tmp_path / '000002.png') - visible) <= 2).all(-1)

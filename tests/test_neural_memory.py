@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from reference import assert_equals_reference
 from torch import Tensor, nn
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.models.mixers import NeuralMemory
+from mmconvneur.models.mixers.inner_models import INNER_MODELS
 from mmconvneur.models.mixers.neural_memory import fit
 
 pytestmark = pytest.mark.usefixtures('device')
@@ -99,16 +101,7 @@ def holes() -> Tensor:
 # ------------------------------------------------------------------------------------------ values
 @pytest.mark.parametrize('masked', [False, True])
 def test_equals_its_loop(masked):
-    memory, x, mask = build(), image().requires_grad_(), holes() if masked else None
-    inputs = [x, *memory.parameters()]
-    there = 1 if mask is None else mask  # what padding reads is nobody's concern
-    actual, expected = there * memory(x, mask), there * reference(memory, x, mask)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10)
-    direction = torch.randn_like(actual)
-    expected_grads = torch.autograd.grad(expected, inputs, direction)
-    actual_grads = torch.autograd.grad(actual, inputs, direction)
-    for a, e in zip(actual_grads, expected_grads, strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=1e-10)
+    assert_equals_reference(reference, build(), image(), holes() if masked else None)
 
 
 def test_a_rare_token_is_read_almost_as_it_was_written():
@@ -144,18 +137,6 @@ def test_a_mask_equals_removing_the_tokens():
     there = mask[0, 0].bool()
     alone = memory(x[:, :, there].unsqueeze(2))  # (1, C, 1, n)
     torch.testing.assert_close(memory(x, mask)[:, :, there], alone[:, :, 0], rtol=0, atol=1e-12)
-
-
-def test_a_padded_image_is_the_image_alone():
-    memory, x, mask = build(), image(), torch.zeros(BATCH, 1, HEIGHT_, WIDTH_)
-    mask[..., :3, :5] = 1
-    alone = memory(x[..., :3, :5])
-    torch.testing.assert_close(memory(x, mask)[..., :3, :5], alone, rtol=0, atol=1e-12)
-
-
-def test_images_do_not_see_their_batch_mates():
-    memory, x = build(), image()
-    torch.testing.assert_close(memory(x)[:1], memory(x[:1]), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('padding', [3.0, 1e30, torch.inf, torch.nan])
@@ -197,14 +178,6 @@ def test_an_image_of_one_colour_is_written_without_trouble(contrast, gain):
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=tolerance)
 
 
-def test_start_is_neutral_also_after_the_backbone_initialised():
-    memory = NeuralMemory(DIM)
-    assert memory(image().float()).abs().max() == 0
-    nn.init.ones_(memory.out_proj.weight)
-    memory.init_weights()
-    assert memory(image().float()).abs().max() == 0
-
-
 def test_what_passes_has_unit_scale_at_the_start():
     """Tokens, convolution and values, whatever the width: none is lost in the next."""
     torch.manual_seed(0)
@@ -239,6 +212,11 @@ def test_one_corner_reaches_the_opposite_one_through_the_memory_only():
 
     assert response(None) == 0
     assert response(dict(type='NeuralMemory')) > 1e-9  # float64 noise: 1e-15
+    chunked = dict(type='ChunkedNeuralMemory', chunk_size=None)
+    for inner_model in INNER_MODELS:
+        assert response(dict(chunked, inner_model=inner_model)) > 1e-9
+    # Written after everybody has read: with one chunk nothing crosses the image.
+    assert response(dict(chunked, read='before')) == 0
 
 
 # --------------------------------------------------------------------------- precision and layers

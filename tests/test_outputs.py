@@ -8,13 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import PixelData
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from PIL import Image
 
 from demo import find_pictures
 from mmconvneur import UsageError
-from mmconvneur.engine.outputs import LabelMapHook, PictureHook
+from mmconvneur.engine.outputs import LabelMapHook, PictureHook, enlarge
 
 COLOURS = {'left/a/1.png': 10, 'left/b/1.png': 60, 'right/1.png': 110}
 
@@ -75,3 +77,23 @@ def test_pictures_of_the_demo_are_in_folders_as_the_images_are(images):
     assert find_pictures(images[:1], Path('out')) == {images[0]: Path('out/1.png')}
     with pytest.raises(UsageError, match='would replace images/left/a/1.png'):
         find_pictures(images, Path('images'))
+
+
+def test_small_images_are_drawn_larger():
+    """Boxes and both kinds of masks, three times as large; an image that is large enough stays."""
+    image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    mask = np.zeros((1, 5, 7), np.uint8)
+    mask[0, 1, 2:4] = 1
+    box = dict(bboxes=torch.tensor([[2.0, 1.0, 4.0, 2.0]]), labels=torch.tensor([6]))
+    sample = DetDataSample(
+        gt_instances=InstanceData(masks=BitmapMasks(mask, 5, 7), **box),
+        pred_instances=InstanceData(masks=torch.from_numpy(mask).bool(), **box),
+    )
+    larger, grown = enlarge(image, sample, side=27)
+    assert larger.shape == (15, 21, 3)
+    expected = mask.repeat(3, 1).repeat(3, 2)
+    assert (grown.gt_instances.masks.to_ndarray() == expected).all()
+    assert (grown.pred_instances.masks.numpy() == expected).all()
+    for instances in grown.gt_instances, grown.pred_instances:
+        assert instances.bboxes.tolist() == [[6, 3, 12, 6]] and instances.labels.tolist() == [6]
+    assert enlarge(image, sample, side=13) == (image, sample)

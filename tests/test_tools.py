@@ -9,6 +9,7 @@ import pickle
 import runpy
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from PIL import Image
+from processes import run_tool
 from steps import CONFIGS, ROOT
 
 from mmconvneur.engine.checkpoints import AtomicBackend, latest_checkpoint
@@ -50,16 +52,16 @@ randomness = dict(seed=7)
 
 
 def command(tool: str, *args: object) -> list[str]:
-    return [sys.executable, str(TOOLS / f'{tool}.py'), *map(str, args)]
+    return [str(TOOLS / f'{tool}.py'), *map(str, args)]
 
 
 def run(cwd: Path, tool: str, *args: object) -> str:
     """What a tool prints; it has to succeed."""
-    done = subprocess.run(
-        command(tool, *args), cwd=cwd, env=ONE_THREAD, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    with tempfile.TemporaryDirectory() as folder:
+        printed, errors = Path(folder, 'printed'), Path(folder, 'errors')
+        status = run_tool(cwd, command(tool, *args), printed, errors, {})
+        assert status == 0, errors.read_text()[-3000:]
+        return printed.read_text()
 
 
 def scalars(work_dir: Path, key: str) -> list[dict]:
@@ -138,7 +140,8 @@ def test_segmentation_from_training_to_pictures(sample_dir, tmp_path):
     assert line['aAcc'] == pytest.approx(100 * hits / total, abs=0.01)
     pictures = sorted(shown.glob('*.png'))
     assert len(pictures) == 6
-    assert Image.open(pictures[0]).size == (192, 96)  # ground truth beside prediction
+    # Ground truth beside prediction, five times as large.
+    assert Image.open(pictures[0]).size == (960, 480)
 
     run(sample_dir, 'test', SEGMENTATION, checkpoint, '--work-dir', augmented, '--tta')
     (line,) = (json.loads(file.read_text()) for file in augmented.glob('*/*.json'))
@@ -334,7 +337,7 @@ def test_torchrun_trains_in_two_processes(sample_dir, tmp_path):
         'default_hooks.logger.interval=1',
     ]
     done = subprocess.run(
-        [sys.executable, *launch, *command('train', config)[1:], '--work-dir', str(tmp_path)]
+        [sys.executable, *launch, *command('train', config), '--work-dir', str(tmp_path)]
         + ['--launcher', 'pytorch', '--cfg-options', *options],
         cwd=sample_dir,
         env=ONE_THREAD,

@@ -31,7 +31,6 @@ from benchmarking.cases import (
 from benchmarking.report import (
     Results,
     environment,
-    exponents_table,
     plot,
     results_table,
 )
@@ -149,8 +148,6 @@ def main() -> None:
                 results.add(rows)
             progress.update(bar, completed=sum(runs * c.pixels for c in cases[: done + 1]))
             console.print(results_table(results.of(case), case, args.baseline))
-        if results.data['exponents']:
-            console.print(exponents_table(results.data['exponents']))
     plot(results.rows, args.out_dir / 'benchmark.png')
     print(f'JSON and plot: {args.out_dir}')
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mmconvneur.apis.inference import infer, inference_pipeline, load_model, read_image
 from mmconvneur.apis.model_zoo import find_weights, released
+from mmconvneur.engine.outputs import enlarge
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import add_trust, one_line_errors
 from mmconvneur.utils.configs import family, load_config
@@ -90,11 +91,10 @@ def draw(cfg: Config, weights: str, pictures: dict[Path, Path], score_thr: float
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = model.dataset_meta
     for path, picture in tqdm(pictures.items(), disable=None):
-        image = read_image(path)  # BGR (H, W, 3), whatever the model sees
+        rgb = read_image(path)[..., ::-1]  # (H, W, 3), whatever the model sees
         visualizer.add_datasample(
             path.name,
-            image[..., ::-1],
-            infer(model, pipeline, path),
+            *enlarge(rgb, infer(model, pipeline, path)),
             draw_gt=False,
             out_file=str(picture),
             **options,

@@ -71,7 +71,7 @@ def check_files(run: Run) -> Iterator[Finding]:
                     yield (doubt if filled else wrong)(
                         f'{named[0]}, {what} of the {split.name} data, {why}'
                         + f', with {len(named) - 1} more of {len(paths)}' * (len(named) > 1)
-                        + ': get it again, or mend data_prefix and the suffixes'
+                        + ': get it again, or correct data_prefix and the suffixes'
                     )
             yield from check_sizes(split, looked_at[:: -(-len(looked_at) // SIZES) or 1])
 

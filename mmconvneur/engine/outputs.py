@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
+import torch
 from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -14,6 +16,35 @@ from mmengine.structures import BaseDataElement
 
 from ..registry import HOOKS
 from ..utils.files import common_folder
+
+
+def enlarge(
+    image: np.ndarray, sample: BaseDataElement, side: int = 500
+) -> tuple[np.ndarray, BaseDataElement]:
+    """An image ``(H, W, 3)`` and its sample, as many whole times larger as fit in ``side`` pixels.
+
+    The visualizers write labels of a fixed size, which cover the objects of a small image.
+    """
+    height, width = image.shape[:2]
+    factor = side // max(height, width)
+    if factor < 2:
+        return image, sample
+    size = height * factor, width * factor
+
+    def grow(name: str, value: object) -> object:
+        if name == 'bboxes':
+            return value * factor
+        if not isinstance(value, torch.Tensor):
+            return value.resize(size) if name == 'masks' else value  # mmdet's, of annotations
+        if value.shape[-2:] == (height, width):
+            return value.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+        return value
+
+    larger = sample.new()
+    for part, data in sample.items():
+        fields = {name: grow(name, value) for name, value in data.items()}
+        setattr(larger, part, type(data)(metainfo=data.metainfo, **fields))
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC), larger
 
 
 class PerImageHook(Hook):
@@ -42,7 +73,7 @@ class PerImageHook(Hook):
 
 @HOOKS.register_module()
 class PictureHook(PerImageHook):
-    """Draws ground truth beside predictions, with the runner's visualizer.
+    """Draws ground truth beside predictions, with the runner's visualizer; small images enlarged.
 
     Args:
         folder: Where to.
@@ -56,7 +87,7 @@ class PictureHook(PerImageHook):
 
     def write(self, runner: Runner, sample: BaseDataElement, path: Path) -> None:
         content = get(sample.img_path, backend_args=self.backend_args)
-        image = mmcv.imfrombytes(content, channel_order='rgb')
+        image, sample = enlarge(mmcv.imfrombytes(content, channel_order='rgb'), sample)
         runner.visualizer.add_datasample(
             path.name, image, sample, out_file=str(path), **self.options
         )

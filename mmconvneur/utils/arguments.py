@@ -20,7 +20,7 @@ from .flat import literal
 from .widths import width_problem
 
 BLANK = '\ue000'  # of the private use area: no option has it
-FOR_THE_USER = {  # what a user can mend about a file
+FOR_THE_USER = {  # what a user can do something about
     getattr(errno, name)
     for name in 'ENOENT EACCES EPERM ENOSPC EDQUOT EROFS ENOTDIR EISDIR EEXIST ENAMETOOLONG'.split()
     if hasattr(errno, name)

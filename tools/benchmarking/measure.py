@@ -5,10 +5,8 @@ A step is a function without arguments that runs a network once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import (
@@ -102,8 +100,3 @@ def record(step: Step) -> Step:
     with torch.cuda.graph(graph, stream=stream):
         step()
     return graph.replay
-
-
-def exponent(pixels: Sequence[float], costs: Sequence[float]) -> float:
-    """p of cost ~ pixels^p, by least squares of the logarithms."""
-    return float(np.polyfit(np.log(pixels), np.log(costs), 1)[0])

@@ -9,7 +9,6 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from itertools import cycle, groupby
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -24,7 +23,6 @@ from mmconvneur.utils.environment import PROVIDERS, cpu_name
 from mmconvneur.utils.files import write_atomically
 
 from .cases import Case
-from .measure import exponent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,7 +80,7 @@ class Results:
 
     def __init__(self, folder: Path, settings: dict) -> None:
         self.folder = folder
-        self.data = dict(**settings, exponents=[], rows=[])
+        self.data = dict(**settings, rows=[])
         if (folder / RESULTS).is_file():
             found = json.loads((folder / RESULTS).read_text())
             differing = [key for key, value in settings.items() if found.get(key) != value]
@@ -105,36 +103,7 @@ class Results:
     def add(self, rows: list[dict]) -> None:
         """Keep the rows of a case."""
         self.rows.extend(rows)
-        self.data['exponents'] = exponents(self.rows)
         write_atomically(self.folder / RESULTS, json.dumps(self.data, indent=1))
-
-
-def series(rows: list[dict]) -> Iterator[tuple[tuple, list[dict]]]:
-    """``(batch size, dtype, backbone)`` and its rows, smallest image first."""
-
-    def key(row: dict) -> tuple:
-        return row['batch_size'], row['dtype'], row['backbone']
-
-    for name, group in groupby(sorted(rows, key=key), key):
-        yield name, sorted(group, key=pixels)
-
-
-def pixels(row: dict) -> int:
-    return row['height'] * row['width']
-
-
-def exponents(rows: list[dict]) -> list[dict]:
-    """p of time ~ pixels^p and of memory ~ pixels^p, where a backbone ran at several sizes."""
-    fits = []
-    for (batch_size, dtype, backbone), group in series(rows):
-        sizes = [pixels(row) for row in group]
-        if len(set(sizes)) > 1:
-            fit = dict(batch_size=batch_size, dtype=dtype, backbone=backbone)
-            for name in ('time_ms', 'memory_bytes'):
-                costs = [row[name] for row in group]
-                fit[name] = exponent(sizes, costs) if all(costs) else None
-            fits.append(fit)
-    return fits
 
 
 # ------------------------------------------------------------------------------------- for people
@@ -163,43 +132,28 @@ def spread(row: dict, name: str, form: str) -> str:
     return f'{row[name]:{form}} ({row[name + "_q1"]:{form}}-{row[name + "_q3"]:{form}})'
 
 
-def exponents_table(fits: list[dict]) -> Table:
-    table = Table('backbone', 'batch', 'dtype', 'time ~ pixels^', 'memory ~ pixels^', box=SIMPLE)
-    for fit in fits:
-        powers = ('-' if fit[n] is None else f'{fit[n]:.3f}' for n in ('time_ms', 'memory_bytes'))
-        table.add_row(fit['backbone'], str(fit['batch_size']), fit['dtype'], *powers)
-    return table
-
-
 def plot(rows: list[dict], path: Path) -> None:
-    """A panel per batch size and dtype: time by pixels, or of a single size by parameters."""
+    """A panel per case: median time of each backbone with its quartiles, the fastest at the top."""
     plt = pyplot()
-    panels = [(key, list(group)) for key, group in groupby(series(rows), lambda s: s[0][:2])]
-    names = dict.fromkeys(row['backbone'] for row in rows)
-    palette = plt.cm.tab20.colors
-    colors = dict(zip(names, cycle(palette[::2] + palette[1::2]), strict=False))
-    power = {(f['batch_size'], f['dtype'], f['backbone']): f['time_ms'] for f in exponents(rows)}
-    sizes = {pixels(r): f'{r["height"]}x{r["width"]}' for r in rows}
+    cases: dict[str, list[dict]] = {}
+    for row in sorted(rows, key=lambda row: row['time_ms'], reverse=True):
+        size = f'{row["height"]} x {row["width"]}'
+        name = f'{size}, batch {row["batch_size"]}, {row["dtype"]}'
+        cases.setdefault(name, []).append(row)
+    heights = [0.8 + 0.25 * len(found) for found in cases.values()]
     figure, axes = plt.subplots(
-        len(panels), figsize=(9, 4.5 * len(panels)), layout='constrained', squeeze=False
-    )
-    for axis, ((batch_size, dtype), lines) in zip(axes[:, 0], panels, strict=True):
-        for key, group in lines:
-            label = f'{key[2]}: pixels^{power[key]:.2f}' if key in power else key[2]
-            places = [pixels(r) if len(sizes) > 1 else r['params'] / 1e6 for r in group]
-            medians = [r['time_ms'] for r in group]
-            errors = [[abs(r['time_ms'] - r[f'time_ms_{q}']) for r in group] for q in ('q1', 'q3')]
-            axis.errorbar(places, medians, errors, marker='o', color=colors[key[2]], label=label)
-        case = f'batch {batch_size}, {dtype}'
-        if len(sizes) > 1:
-            axis.set(xscale='log', yscale='log', xlabel='pixels of the image', title=case)
-            axis.set_xticks(list(sizes), sizes.values(), rotation=60)
-            axis.tick_params('x', which='minor', bottom=False, labelbottom=False)
-        else:
-            axis.set(xlabel='million parameters', xlim=(0, None), ylim=(0, None))
-            axis.set_title(f'{case}, {next(iter(sizes.values()))}')
-        axis.set_ylabel('ms')
-        axis.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
+        len(cases), figsize=(8, sum(heights)), height_ratios=heights, layout='constrained',
+        squeeze=False,
+    )  # fmt: skip
+    for axis, (name, found) in zip(axes[:, 0], cases.items(), strict=True):
+        labels = [row['backbone'] for row in found]
+        times = [row['time_ms'] for row in found]
+        errors = [
+            [abs(row['time_ms'] - row[f'time_ms_{q}']) for row in found] for q in ('q1', 'q3')
+        ]
+        axis.errorbar(times, labels, xerr=errors, fmt='o')
+        axis.set(xlim=(0, None), xlabel='ms', title=name)
+        axis.grid(axis='y', alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
     save(figure, path)
 

@@ -19,7 +19,9 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 
-from .measure import Spread, Step, peak_memory, race, seconds
+from mmconvneur.utils.timing import Spread, Step, race, seconds
+
+from .measure import peak_memory
 from .report import environment
 
 VARIANTS = dict(plain={}, with_cp={'model.backbone.with_cp': True})

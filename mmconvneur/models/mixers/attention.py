@@ -10,7 +10,6 @@ from mmcv.cnn import NonLocal2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import UsageError
 from ...registry import MIXERS
 from ..layers.padding import without_padding
 from ..layers.precision import widened
@@ -93,19 +92,18 @@ class CBAM(BottleneckMixer):
         z'   = sigmoid(MLP(mean over pixels of z) + MLP(max over pixels of z)) * z
         f(z) = sigmoid(conv7x7[mean over channels of z', max over channels of z']) * z'
 
+    The MLP has C_m / 16 hidden channels, but at least 8.
+
     Args:
         dim, bottleneck_dim: As in :class:`BottleneckMixer`.
-        reduction: The MLP has C_m / ``reduction`` hidden channels, but at least 8.
 
     Raises:
-        UsageError: As :class:`BottleneckMixer`, and if ``reduction`` is not positive.
+        UsageError: As :class:`BottleneckMixer`.
     """
 
-    def __init__(self, dim: int, bottleneck_dim: int | None = None, reduction: int = 16) -> None:
+    def __init__(self, dim: int, bottleneck_dim: int | None = None) -> None:
         super().__init__(dim, bottleneck_dim)
-        if reduction < 1:
-            raise UsageError(f'reduction={reduction} must be positive')
-        hidden = max(8, self.bottleneck_dim // reduction)
+        hidden = max(8, self.bottleneck_dim // 16)
         self.channel = nn.Sequential(
             nn.Linear(self.bottleneck_dim, hidden),
             nn.ReLU(),

@@ -14,53 +14,13 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import UsageError, check_choice
+from ...errors import UsageError
 from ...registry import MIXERS
 from ..layers.grid import adaptive_avg_pool
 from ..layers.local_branch import LayerNorm2d
 from ..layers.padding import without_padding
 from ..layers.token_attention import TokenAttention
 from .base import GlobalMixer, masked_softmax
-
-
-class PooledSlots(nn.Module):
-    """Slots that are the means of a square grid of the image.
-
-    A map smaller than the grid repeats its pixels.
-
-    Args:
-        dim: Not used.
-        num_slots: S, a square number.
-    """
-
-    def __init__(self, dim: int, num_slots: int) -> None:
-        super().__init__()
-        self.size = math.isqrt(num_slots)
-        if self.size**2 != num_slots:
-            raise UsageError(
-                f'num_slots={num_slots} is not a square, as pooling to a grid needs: '
-                f"take {self.size**2} or {(self.size + 1) ** 2}, or slots='learned'"
-            )
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``x (B, C, H, W) -> (B, S, C)``."""
-        return adaptive_avg_pool(x, self.size, mask).flatten(2).transpose(-2, -1)
-
-
-class LearnedSlots(nn.Module):
-    """Slots that are parameters, the same for every image."""
-
-    def __init__(self, dim: int, num_slots: int) -> None:
-        super().__init__()
-        self.slots = nn.Parameter(torch.empty(num_slots, dim))
-        nn.init.normal_(self.slots, std=0.02)
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """``x (B, C, H, W) -> (B, S, C)``."""
-        return self.slots.expand(x.size(0), -1, -1)
-
-
-SLOTS = {'pool': PooledSlots, 'learned': LearnedSlots}
 
 
 class SlotAffinity(nn.Module):
@@ -84,46 +44,46 @@ class SlotAffinity(nn.Module):
 class SoftClustering(BaseModule):
     """Soft clustering of GLMix and GLNet: slots, gather, attention, dispatch.
 
-        P = slots of the block's input x: S means of a grid, or S parameters
+        P = slots: the means of x, the block's input, over a square grid of S cells
         A = s cos(P, z)                  z: the normalised input
         Q = softmax over pixels (A) z    gather
         Q = TokenAttention(Q)            no norm, residual or MLP
         y = softmax over slots (A)^T Q   dispatch
 
-    3 S N C + 4 S C^2 + 2 S^2 C multiplications: linear in the number of pixels.
+    A map smaller than the grid repeats its pixels. 3 S N C + 4 S C^2 + 2 S^2 C multiplications:
+    linear in the number of pixels.
 
     Args:
         dim: Channels C.
         num_heads: Heads of the attention among slots; must divide ``dim``.
-        slots: ``'pool'`` or ``'learned'``.
-        num_slots: S; for pooling a square number.
+        num_slots: S, a square number.
         scale_init_value: The first s; default C^-1/2, as published.
 
     Raises:
-        UsageError: For an unknown choice, a number of slots that is not positive or not a square
-            where pooling needs one, or heads that do not divide the channels.
+        UsageError: For a number of slots that is not positive or not a square, or heads that do
+            not divide the channels.
     """
 
     def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        slots: str = 'pool',
-        num_slots: int = 64,
-        scale_init_value: float | None = None,
+        self, dim: int, num_heads: int, num_slots: int = 64, scale_init_value: float | None = None
     ) -> None:
         super().__init__()
-        check_choice('slots', slots, SLOTS)
         if num_slots < 1:
             raise UsageError(f'num_slots={num_slots} must be positive: take 64')
-        self.slots = SLOTS[slots](dim, num_slots)
+        self.size = math.isqrt(num_slots)
+        if self.size**2 != num_slots:
+            raise UsageError(
+                f'num_slots={num_slots} is not a square, as pooling to a grid needs: '
+                f'take {self.size**2} or {(self.size + 1) ** 2}'
+            )
         self.affinity = SlotAffinity(dim**-0.5 if scale_init_value is None else scale_init_value)
         self.attention = TokenAttention(dim, num_heads)
 
     def forward(self, z: Tensor, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``z, x (B, C, H, W) -> (B, C, H, W)``; ``mask (B, 1, H, W)``: 1 = a valid pixel."""
         pixels = z.permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
-        logits = self.affinity(self.slots(x, mask), pixels)  # (B, S, N)
+        slots = adaptive_avg_pool(x, self.size, mask).flatten(2).transpose(-2, -1)  # (B, S, C)
+        logits = self.affinity(slots, pixels)  # (B, S, N)
         valid = None if mask is None else mask.flatten(2)  # (B, 1, N)
         slots = self.attention(masked_softmax(logits, valid) @ pixels)  # (B, S, C)
         out = logits.softmax(1).transpose(-2, -1) @ slots
@@ -138,8 +98,7 @@ class GLMix(GlobalMixer):
 
     Args:
         dim: Channels C of the block.
-        slots: ``'pool'``: means of a grid over the image; ``'learned'``: parameters.
-        num_slots: S; for pooling a square number.
+        num_slots: S, a square number.
         num_heads: Heads of the attention among slots; must divide ``dim``.
         scale_init_value: Where s starts; default C^-1/2, at which each slot is nearly a mean of the
             image. With 10 it can tell pixels apart from the start.
@@ -151,14 +110,13 @@ class GLMix(GlobalMixer):
     def __init__(
         self,
         dim: int,
-        slots: str = 'pool',
         num_slots: int = 64,
         num_heads: int = 4,
         scale_init_value: float | None = None,
     ) -> None:
         super().__init__(dim, dim)
         self.norm = LayerNorm2d(dim)
-        self.clustering = SoftClustering(dim, num_heads, slots, num_slots, scale_init_value)
+        self.clustering = SoftClustering(dim, num_heads, num_slots, scale_init_value)
         self.reset_parameters()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
