@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.engine.hooks import LearnedPartHook
 from mmconvneur.weights import read_checkpoint, recognise
-from mmconvneur.weights.trunk import fingerprint, trunk_of
+from mmconvneur.weights.trunk import fingerprint, put_back, trunk_of
 
 IN_TRUNK = re.compile(r'downsample_layers|local_branch')
 
@@ -202,6 +202,15 @@ def test_a_learned_part_is_completed_in_every_model(start, training, trained, fo
     held = read_checkpoint(learned)['state_dict']
     for name, value in model.state_dict().items():
         assert torch.equal(value, held.get(name, trained.state_dict()[name])), name
+
+
+def test_a_trunk_is_put_back(training, trained, folder):
+    state = read_checkpoint(folder / 'iter_2.pth')['state_dict']
+    put_back(state, built(training, checkpoint=str(folder / 'trunk.pth')))
+    whole = trained.state_dict()
+    assert state.keys() == whole.keys() and 'trunk' not in state._metadata['backbone']
+    for name, value in whole.items():
+        assert torch.equal(state[name], value), name
 
 
 def test_a_training_continues_from_its_learned_part(training, trained, folder):
