@@ -5,7 +5,8 @@
 # Result:   not trained here.
 # Weights:  DINOv3 (LVD-1689M) under the DINOv3 License; ask for them at
 #           github.com/facebookresearch/dinov3 and put the file where the first run says, or give
-#           Hugging Face's by --cfg-options model.backbone.init_cfg.checkpoint=model.safetensors
+#           that of huggingface.co/facebook/dinov3-convnext-base-pretrain-lvd1689m by
+#           --cfg-options model.backbone.init_cfg.checkpoint=model.safetensors
 _base_ = 'mask_rcnn_convneur_t_dinov3_coco.py'
 model = dict(
     backbone=dict(arch='b', drop_path_rate=0.4, init_cfg=_base_.dinov3.b),

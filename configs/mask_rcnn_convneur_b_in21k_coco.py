@@ -3,5 +3,6 @@
 #               configs/mask_rcnn_convneur_b_in21k_coco.py --launcher pytorch --amp
 # Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
 # Result:   not trained here; starts from ConvNeXt-B of ImageNet-21K, downloaded on the first run.
+# Weights:  mmpretrain's copy (Apache 2.0) of those of facebookresearch/ConvNeXt (MIT).
 _base_ = 'mask_rcnn_convneur_b_coco.py'
 model = dict(backbone=dict(init_cfg=_base_.convnext_in21k.b))

@@ -3,6 +3,7 @@
 #               configs/upernet_convneur_l_ade20k.py --launcher pytorch --amp
 # Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.
 # Result:   not trained here; starts from ConvNeXt-L of ImageNet-21K, downloaded on the first run.
+# Weights:  mmpretrain's copy (Apache 2.0) of those of facebookresearch/ConvNeXt (MIT).
 _base_ = 'upernet_convneur_t_ade20k.py'
 model = dict(
     backbone=dict(arch='l', init_cfg=_base_.convnext_in21k.l),

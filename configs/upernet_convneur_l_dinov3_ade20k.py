@@ -5,6 +5,7 @@
 # Result:   not trained here.
 # Weights:  DINOv3 (LVD-1689M) under the DINOv3 License; ask for them at
 #           github.com/facebookresearch/dinov3 and put the file where the first run says, or give
-#           Hugging Face's by --cfg-options model.backbone.init_cfg.checkpoint=model.safetensors
+#           that of huggingface.co/facebook/dinov3-convnext-large-pretrain-lvd1689m by
+#           --cfg-options model.backbone.init_cfg.checkpoint=model.safetensors
 _base_ = 'upernet_convneur_l_ade20k.py'
 model = dict(backbone=dict(init_cfg=_base_.dinov3.l))

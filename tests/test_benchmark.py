@@ -207,6 +207,8 @@ def test_options_and_settings_of_a_name():
     published = configure('convneur-m1:PublishedNeuralMemory,placement=block,with_cp=True')
     assert published['global_mixer'] == dict(type='PublishedNeuralMemory')
     assert (published['placement'], published['with_cp']) == ('block', True)
+    adapter = configure('convneur-m1:placement=[2,3],frozen_trunk=True')
+    assert (adapter['placement'], adapter['frozen_trunk']) == ([2, 3], True)
     small = configure('convneur-m1:NeuralMemory,global_mixer.memory_dim=8')
     assert small['global_mixer'] == dict(type='NeuralMemory', memory_dim=8)
     assert configure('convneur-m1') == plain.config  # no name changes another

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.engine.hooks import LearnedPartHook
 from mmconvneur.weights import read_checkpoint, recognise
-from mmconvneur.weights.trunk import fingerprint, trunk_of
+from mmconvneur.weights.trunk import fingerprint, put_back, trunk_of
 
 IN_TRUNK = re.compile(r'downsample_layers|local_branch')
 
@@ -150,8 +150,8 @@ def training(source, sample_dir, folder) -> Config:
         frozen_trunk=True,
         init_cfg=dict(type='Pretrained', checkpoint=str(folder / 'trunk.pth')),
     )
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        loader.dataset.data_root = str(sample_dir / 'data' / 'sample')
+    cfg.train_dataloader.dataset.data_root = str(sample_dir / 'data' / 'sample')
+    cfg.update(val_dataloader=None, val_cfg=None, val_evaluator=None)
     cfg.custom_hooks = [
         dict(type='mmconvneur.LearnedPartHook'),
         dict(type='EMAHook', momentum=0.5),
@@ -204,11 +204,19 @@ def test_a_learned_part_is_completed_in_every_model(start, training, trained, fo
         assert torch.equal(value, held.get(name, trained.state_dict()[name])), name
 
 
+def test_a_trunk_is_put_back(training, trained, folder):
+    state = read_checkpoint(folder / 'iter_2.pth')['state_dict']
+    put_back(state, built(training, checkpoint=str(folder / 'trunk.pth')))
+    whole = trained.state_dict()
+    assert state.keys() == whole.keys() and 'trunk' not in state._metadata['backbone']
+    for name, value in whole.items():
+        assert torch.equal(state[name], value), name
+
+
 def test_a_training_continues_from_its_learned_part(training, trained, folder):
     cfg = copy.deepcopy(training)
     cfg.update(load_from=str(folder / 'iter_2.pth'), resume=True, experiment_name='second')
-    cfg.update(work_dir=str(folder / 'second'), val_dataloader=None, val_cfg=None)
-    cfg.update(val_evaluator=None)
+    cfg.work_dir = str(folder / 'second')
     cfg.train_cfg.max_iters = 3
     runner = Runner.from_cfg(cfg)
     runner.train()
@@ -219,25 +227,29 @@ def test_a_training_continues_from_its_learned_part(training, trained, folder):
         assert fingerprint(trunk_of(model.backbone.state_dict())) == wanted
 
 
+def refused(message: str, training: Config, learned: dict, **init_cfg) -> None:
+    model = built(training, **init_cfg)
+    with pytest.raises(UsageError, match=message) as error:
+        model.load_state_dict(learned)
+    assert '\n' not in str(error.value)
+
+
 def test_a_learned_part_is_refused_without_its_trunk_or_with_another(
     training, trained, folder, tmp_path
 ):
     trunk, learned = folder / 'trunk.pth', read_checkpoint(folder / 'iter_2.pth')['state_dict']
     other, lost = tmp_path / 'other.pth', tmp_path / 'lost.pth'
     torch.save({key: value + 1 for key, value in torch.load(trunk).items()}, other)
-    with pytest.raises(UsageError, match=rf'{other} is not the trunk .*, {trunk} .*: give that'):
-        built(training, checkpoint=str(other)).load_state_dict(learned)
-
+    another = rf'{other} is not the trunk .*, {trunk} .*: give that'
+    refused(another, training, learned, checkpoint=str(other))
     cannot = rf'its trunk cannot be read: checkpoint {lost} does not exist'
-    with pytest.raises(UsageError, match=cannot):
-        built(training, checkpoint=str(lost)).load_state_dict(learned)
+    refused(cannot, training, learned, checkpoint=str(lost))
     learned._metadata['backbone']['trunk']['checkpoint'] = str(lost)
-    with pytest.raises(UsageError, match=cannot):
-        built(training).load_state_dict(learned)
-
-    for read in (recognise, built(training).load_state_dict):
-        with pytest.raises(UsageError, match='learned part of a ConvNeur without saying which'):
-            read(dict(learned))
+    refused(cannot, training, learned)
+    nameless = 'learned part of a ConvNeur without saying which'
+    refused(nameless, training, dict(learned))
+    with pytest.raises(UsageError, match=nameless):
+        recognise(learned)
 
 
 @pytest.mark.parametrize(

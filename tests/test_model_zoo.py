@@ -31,6 +31,7 @@ from mmconvneur.apis import model_zoo
 from mmconvneur.apis.model_zoo import find_weights, read_index, released
 from mmconvneur.engine.outputs import enlarge
 from mmconvneur.weights import read_checkpoint
+from mmconvneur.weights.trunk import Trunk, fingerprint, take_out, trunk_of
 from model_index import release, table, with_table
 from publish_checkpoint import golden_maps
 
@@ -276,6 +277,24 @@ def test_what_cannot_be_released_is_refused_whole(
     for part in parts:
         assert part in message, message
     assert read_index(unfinished) == [] and not (unfinished / 'checkpoints').exists()
+
+
+def test_a_learned_part_is_released_with_its_trunk(home, unfinished, monkeypatch):
+    """What is released is what the whole checkpoint gave."""
+    training = read_checkpoint('work/epoch_1.pth')
+    state = training['state_dict']
+    backbone = {k.removeprefix('backbone.'): v for k, v in state.items() if 'backbone.' in k}
+    torch.save(backbone, 'trunk.pth')
+    take_out(state, 'backbone', Trunk(fingerprint(trunk_of(backbone)), 'trunk.pth', None))
+    torch.save(training, 'work/epoch_1.pth')
+    call(monkeypatch, 'publish_checkpoint', 'configs/detector.py', 'work/epoch_1.pth')
+    ours, whole = (
+        read_checkpoint(folder / entry_of(folder, 'detector')['Weights'])['state_dict']
+        for folder in (unfinished, home)
+    )
+    assert ours.keys() == whole.keys()
+    for name, value in whole.items():
+        assert torch.equal(ours[name], value), name
 
 
 def test_releases_are_written_in_the_root_of_the_repository(

@@ -2,7 +2,8 @@
 
 Writes into checkpoints/, under the name NAME-<first 8 digits of the sha256 of the weights>:
 
-    .pth       the weights (those of the moving average, where there is one) in float16
+    .pth       the weights (those of the moving average, where there is one) in float16, with the
+               trunk that LearnedPartHook left out
     .py        the flat config of the training: tools/train.py repeats it
     .log.json  its log, one JSON object per line
     .npz       the backbone's maps of a fixed image (golden_maps)
@@ -33,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 import mmconvneur
@@ -47,6 +49,7 @@ from mmconvneur.utils.runner import build_runner
 from mmconvneur.weights.files import file_hash, locate
 from mmconvneur.weights.reading import read_checkpoint
 from mmconvneur.weights.report import compare
+from mmconvneur.weights.trunk import put_back
 from model_index import METAFILE, index_entry, release
 
 DATASETS = {'coco': 'COCO', 'ADEChallengeData2016': 'ADE20K', 'sample': 'Sample data'}
@@ -80,6 +83,8 @@ def main() -> None:
                 f'{key} of the config is not the one the checkpoint was trained with: '
                 'give the config it was trained with'
             )
+    init_default_scope(cfg.default_scope)
+    put_back(training['state_dict'], MODELS.build(cfg.model))  # a release stands alone
 
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / 'weights.pth'

@@ -1,4 +1,5 @@
-# ConvNeXt of ImageNet-1K (224 x 224), the files of MMDetection's and MMSegmentation's own configs.
+# ConvNeXt of ImageNet-1K (224 x 224), the files of MMDetection's and MMSegmentation's own configs:
+# mmpretrain's copies (Apache 2.0) of those of facebookresearch/ConvNeXt (MIT).
 # With a neutral gate ConvNeur-T, -S, -B compute the same; names are converted while they load.
 url = 'https://mmassets.onedl.ai/mmclassification/v0/convnext/downstream/'
 convnext = dict(
@@ -15,7 +16,7 @@ convnext = dict(
         checkpoint=url + 'convnext-base_3rdparty_32xb128-noema_in1k_20220301-2a0ee547.pth',
     ),
 )
-# ConvNeXt of ImageNet-21K (224 x 224), the files of MMSegmentation's own configs.
+# ConvNeXt of ImageNet-21K (224 x 224), the files of MMSegmentation's own configs, copied alike.
 convnext_in21k = dict(
     b=dict(
         type='Pretrained',

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UsageError
 from .layouts import Supplied, recognise
@@ -122,6 +122,18 @@ def take_out(state: MutableMapping[str, Tensor], path: str, trunk: Trunk) -> Non
         if key.startswith(prefix) and IN_TRUNK.match(key, len(prefix)):
             del state[key]
     vars(state)['_metadata'][path][TRUNK] = trunk._asdict()
+
+
+def put_back(state: MutableMapping[str, Tensor], model: nn.Module) -> None:
+    """Undo :func:`take_out` in the state dict of a model that is built like the trained one.
+
+    Raises:
+        UsageError: As :func:`find_trunk`.
+    """
+    for path, about in vars(state)['_metadata'].items():
+        if TRUNK in about:
+            trunk = find_trunk(model.get_submodule(path), Trunk(**about.pop(TRUNK)))
+            state.update({f'{path}.{name}': value for name, value in trunk.items()})
 
 
 def find_trunk(backbone: StagedBackbone, wanted: Trunk) -> dict[str, Tensor]:

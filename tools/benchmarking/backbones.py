@@ -10,6 +10,7 @@ runs scaled_dot_product_attention. A project is imported when a backbone of it i
 from __future__ import annotations
 
 import ast
+import re
 from importlib import import_module
 
 from mmengine.config import Config
@@ -30,6 +31,7 @@ HF_CONVNEXT = dict(type='transformers.ConvNextConfig', hidden_sizes=[96, 192, 38
 HF_SWIN = dict(
     type='transformers.SwinConfig', embed_dim=96, num_heads=[3, 6, 12, 24], drop_path_rate=0.0
 )
+COMMA = re.compile(r',(?![^\[(]*[\])])')  # between options, not inside a list
 BACKBONES = {
     **{f'convneur-{arch}': dict(type='mmconvneur.ConvNeur', arch=arch) for arch in convneur.ARCHS},
     **{f'glnet-{arch}': dict(type='mmconvneur.GLNet', arch=arch) for arch in glnet.ARCHS},
@@ -84,8 +86,9 @@ BACKBONES = {
 def configure(what: str) -> dict:
     """The config of ``NAME[:OPTION,...]``.
 
-    An option is ``key=value`` of the config (``with_cp=True``), or for a ConvNeur the type of its
-    global mixer (``NeuralMemory,global_mixer.memory_dim=64``) or ``local`` for none.
+    An option is ``key=value`` of the config (``with_cp=True``, ``placement=[2,3]``), or for a
+    ConvNeur the type of its global mixer (``NeuralMemory,global_mixer.memory_dim=64``) or ``local``
+    for none.
 
     Raises:
         UsageError: For an unknown name or option.
@@ -93,7 +96,7 @@ def configure(what: str) -> dict:
     name, _, options = what.partition(':')
     check_choice('backbone', name, BACKBONES)
     cfg = Config(BACKBONES[name])
-    for option in filter(None, options.split(',')):
+    for option in filter(None, COMMA.split(options)):
         key, equals, value = option.partition('=')
         if equals:
             cfg.merge_from_dict({key: literal(value)})
