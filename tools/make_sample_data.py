@@ -1,6 +1,7 @@
 """Makes a sample data set: python tools/make_sample_data.py --task sample
 
-It ends up in data/<task>: images/, semantic/, annotations/instances_{train,val}.json (COCO).
+It ends up in data/<task>: images/, semantic/, annotations/instances_{train,val}.json (COCO), and of
+the task sample also things/{train,val}/<class>/, for classification.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def check_heads(run: Run) -> Iterator[Finding]:
     for split in run.splits:
         for leaf, (info, *_) in ((leaf, info) for leaf, info in split.looked_at if info):
             classes = class_names(leaf)
-            if classes and ('instances' in info or 'seg_map_path' in info):
+            if classes and info.keys() & {'instances', 'seg_map_path', 'gt_label'}:
                 names = sizes.setdefault(len(classes), [])
                 names += [split.name] if split.name not in names else []
                 meta = leaf.metainfo  # a panoptic data set has heads for parts of the classes

@@ -11,9 +11,25 @@ from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 
 from ..registry import HOOKS
 from ..utils.files import common_folder
+
+
+def draw_sample(
+    visualizer: Visualizer,
+    name: str,
+    image: np.ndarray,
+    sample: BaseDataElement,
+    out_file: str,
+    **options,
+) -> None:
+    """Draw truth and predictions on an RGB image ``(H, W, 3)``, with any family's visualizer."""
+    if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's, of many tasks
+        visualizer.visualize_cls(image, sample, name=name, out_file=out_file, **options)
+    else:
+        visualizer.add_datasample(name, image, sample, out_file=out_file, **options)
 
 
 class PerImageHook(Hook):
@@ -47,7 +63,7 @@ class PictureHook(PerImageHook):
     Args:
         folder: Where to.
         backend_args: Of the images' storage, as for MMEngine's readers.
-        **options: Of the visualizer's ``add_datasample``.
+        **options: Of the visualizer, as in :func:`draw_sample`.
     """
 
     def __init__(self, folder: str | Path, backend_args: dict | None = None, **options) -> None:
@@ -57,9 +73,7 @@ class PictureHook(PerImageHook):
     def write(self, runner: Runner, sample: BaseDataElement, path: Path) -> None:
         content = get(sample.img_path, backend_args=self.backend_args)
         image = mmcv.imfrombytes(content, channel_order='rgb')
-        runner.visualizer.add_datasample(
-            path.name, image, sample, out_file=str(path), **self.options
-        )
+        draw_sample(runner.visualizer, path.name, image, sample, str(path), **self.options)
 
 
 @HOOKS.register_module()

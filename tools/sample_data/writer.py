@@ -1,4 +1,4 @@
-"""Data sets on disk: pictures, COCO annotations and semantic masks."""
+"""Data sets on disk: pictures, COCO annotations, semantic masks, and things by their class."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ from .photographs import SPLITS
 from .scenes import STUFF_CLASSES, Scene, sample_scene
 from .things import THING_CLASSES
 
-MAKER = 'mmconvneur.sample_data 3'  # raise the number when the pictures change
+MAKER = 'mmconvneur.sample_data 4'  # raise the number when the pictures change
 SMALLEST = 64
 
 
 class Task(NamedTuple):
-    """How a task's scenes are made, their classes, and how many of which size by default."""
+    """How a task's scenes are made, their classes, and how many of which size by default.
+
+    With `by_class`, things are also cut out, for classification.
+    """
 
     scene: Callable[..., Scene]
     things: tuple[str, ...]
@@ -33,10 +36,11 @@ class Task(NamedTuple):
     num_train: int
     num_val: int
     size: int
+    by_class: bool = False
 
 
 TASKS = {
-    'sample': Task(sample_scene, THING_CLASSES, STUFF_CLASSES, 750, 100, 192),
+    'sample': Task(sample_scene, THING_CLASSES, STUFF_CLASSES, 750, 100, 192, by_class=True),
     'cue': Task(cue_scene, CUE_CLASSES, (), 3000, 300, 128),
     'legend': Task(legend_scene, LEGEND_CLASSES, (), 6000, 300, 128),
 }
@@ -80,18 +84,36 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode('.png', image)[1].tobytes())
+    """Write a label map `(H, W)`, or a picture `(H, W, 3)`, RGB."""
+    path.write_bytes(cv2.imencode('.png', image[..., ::-1] if image.ndim == 3 else image)[1])
 
 
-def _write_split(root: Path, split: str, scenes: Iterable[Scene], things: tuple[str, ...]) -> None:
+def _crop(scene: Scene, index: int) -> np.ndarray:
+    """The smallest square inside the picture around a thing and a tenth of its side beyond."""
+    x, y, width, height = cv2.boundingRect((scene.owner == index + 1).astype(np.uint8))
+    side = min(round(1.2 * max(width, height)), *scene.owner.shape)
+    bottom, right = (limit - side for limit in scene.owner.shape)
+    top = min(max(y + (height - side) // 2, 0), bottom)
+    left = min(max(x + (width - side) // 2, 0), right)
+    return scene.image[top : top + side, left : left + side]
+
+
+def _write_split(
+    root: Path, split: str, scenes: Iterable[Scene], things: tuple[str, ...], by_class: bool
+) -> None:
     for kind in ('images', 'semantic'):
         (root / kind / split).mkdir(parents=True)
     (root / 'annotations').mkdir(exist_ok=True)
+    for name in things if by_class else ():
+        (root / 'things' / split / name).mkdir(parents=True)
     images, annotations = [], []
     for index, scene in enumerate(scenes):
         name = f'{index:06d}.png'
-        _save_png(root / 'images' / split / name, cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR))
+        _save_png(root / 'images' / split / name, scene.image)
         _save_png(root / 'semantic' / split / name, scene.semantic)
+        for i, label in enumerate(scene.labels if by_class else ()):
+            path = root / 'things' / split / things[label] / f'{index:06d}_{i}.png'
+            _save_png(path, _crop(scene, i))
         height, width = scene.owner.shape
         record = dict(id=index, file_name=name, width=width, height=height)
         images.append(record | dict(sources=scene.sources, marks=scene.marks))
@@ -165,7 +187,7 @@ def make_dataset(
         for split in SPLITS:
             indices = progress(range(numbers[f'num_{split}']), f'{task} {split}')
             scenes = (make_scene(task, split, i, numbers['size'], seed, **options) for i in indices)
-            _write_split(partial, split, scenes, chosen.things)
+            _write_split(partial, split, scenes, chosen.things, chosen.by_class)
         (partial / 'dataset.json').write_text(json.dumps(description, indent=1) + '\n')
         if root.exists():
             shutil.rmtree(root)
