@@ -49,7 +49,13 @@ from mmconvneur.weights.reading import read_checkpoint
 from mmconvneur.weights.report import compare
 from model_index import METAFILE, index_entry, release
 
-DATASETS = {'coco': 'COCO', 'ADEChallengeData2016': 'ADE20K', 'sample': 'Sample data'}
+DATASETS = {
+    'coco': 'COCO',
+    'ADEChallengeData2016': 'ADE20K',
+    'imagenet': 'ImageNet-1K',
+    'sample': 'Sample data',
+    'things': 'Sample data',
+}
 
 
 @one_line_errors

@@ -11,6 +11,8 @@ from copy import deepcopy
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import EMAHook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmconvneur.apis.model_zoo import find_weights
@@ -19,7 +21,14 @@ from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook
 from mmconvneur.engine.outputs import LabelMapHook, PictureHook
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
-from mmconvneur.utils.configs import FAMILIES, datasets, load_config
+from mmconvneur.utils.configs import (
+    FAMILIES,
+    datasets,
+    is_subclass,
+    load_config,
+    resolve,
+    scope_of,
+)
 from mmconvneur.utils.runner import build_runner, set_work_dir
 
 
@@ -90,6 +99,16 @@ def augment(cfg: Config) -> None:
     for dataset in datasets(cfg.test_dataloader):
         dataset.pipeline = cfg.get('tta_pipeline') or flipped(dataset.pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    # MMEngine's averages do not know the wrapper; the weights of a checkpoint are the averages.
+    cfg.custom_hooks = [
+        hook
+        for hook in cfg.get('custom_hooks') or ()
+        if not isinstance(hook, EMAHook)
+        and not (
+            isinstance(hook, dict)
+            and is_subclass(resolve(HOOKS, hook['type'], scope_of(cfg)), EMAHook)
+        )
+    ]
 
 
 def flipped(pipeline: list[dict]) -> list[dict]:

@@ -34,7 +34,7 @@ VISUALIZERS = {
     'mmpretrain': 'mmpretrain.UniversalVisualizer',
 }
 SAMPLE_COMMAND = 'python tools/make_sample_data.py'
-SAMPLE_TASKS = ('sample', 'cue', 'legend')
+SAMPLE_TASKS = ('sample', 'cue', 'legend', 'fashion')
 # Of a config, what MMEngine's runners take as arguments or ask the config for.
 RUNNER_KEYS = {
     *(key for runner in (Runner, FlexibleRunner) for key in inspect.signature(runner).parameters),

@@ -16,6 +16,7 @@ from pycocotools import mask as coco_mask
 from mmconvneur.errors import UsageError
 
 from .corners import CUE_CLASSES, LEGEND_CLASSES, cue_scene, legend_scene
+from .fashion import FASHION_CLASSES, fashion_items, fashion_scene
 from .photographs import SPLITS
 from .scenes import STUFF_CLASSES, Scene, sample_scene
 from .things import THING_CLASSES
@@ -27,7 +28,8 @@ SMALLEST = 64
 class Task(NamedTuple):
     """How a task's scenes are made, their classes, and how many of which size by default.
 
-    With `by_class`, things are also cut out, for classification.
+    For classification, `things/` gets cut-outs from the scenes or `items(split, **options)`: class,
+    name and picture of each.
     """
 
     scene: Callable[..., Scene]
@@ -36,13 +38,17 @@ class Task(NamedTuple):
     num_train: int
     num_val: int
     size: int
-    by_class: bool = False
+    cut_out: bool = False
+    items: Callable[..., Iterable[tuple[int, str, np.ndarray]]] | None = None
 
 
 TASKS = {
-    'sample': Task(sample_scene, THING_CLASSES, STUFF_CLASSES, 750, 100, 192, by_class=True),
+    'sample': Task(sample_scene, THING_CLASSES, STUFF_CLASSES, 750, 100, 192, cut_out=True),
     'cue': Task(cue_scene, CUE_CLASSES, (), 3000, 300, 128),
     'legend': Task(legend_scene, LEGEND_CLASSES, (), 6000, 300, 128),
+    'fashion': Task(
+        fashion_scene, FASHION_CLASSES, STUFF_CLASSES, 4000, 500, 256, items=fashion_items
+    ),
 }
 
 
@@ -98,22 +104,29 @@ def _crop(scene: Scene, index: int) -> np.ndarray:
     return scene.image[top : top + side, left : left + side]
 
 
+def _write_things(
+    root: Path, split: str, things: tuple[str, ...], items: Iterable[tuple[int, str, np.ndarray]]
+) -> None:
+    for name in things:
+        (root / 'things' / split / name).mkdir(parents=True, exist_ok=True)
+    for label, name, picture in items:
+        _save_png(root / 'things' / split / things[label] / f'{name}.png', picture)
+
+
 def _write_split(
-    root: Path, split: str, scenes: Iterable[Scene], things: tuple[str, ...], by_class: bool
+    root: Path, split: str, scenes: Iterable[Scene], things: tuple[str, ...], cut_out: bool
 ) -> None:
     for kind in ('images', 'semantic'):
         (root / kind / split).mkdir(parents=True)
     (root / 'annotations').mkdir(exist_ok=True)
-    for name in things if by_class else ():
-        (root / 'things' / split / name).mkdir(parents=True)
     images, annotations = [], []
     for index, scene in enumerate(scenes):
         name = f'{index:06d}.png'
         _save_png(root / 'images' / split / name, scene.image)
         _save_png(root / 'semantic' / split / name, scene.semantic)
-        for i, label in enumerate(scene.labels if by_class else ()):
-            path = root / 'things' / split / things[label] / f'{index:06d}_{i}.png'
-            _save_png(path, _crop(scene, i))
+        if cut_out:
+            crops = ((x, f'{index:06d}_{i}', _crop(scene, i)) for i, x in enumerate(scene.labels))
+            _write_things(root, split, things, crops)
         height, width = scene.owner.shape
         record = dict(id=index, file_name=name, width=width, height=height)
         images.append(record | dict(sources=scene.sources, marks=scene.marks))
@@ -151,7 +164,7 @@ def make_dataset(
     """Writes a data set to `root`, unless it already holds the same one.
 
     It is made beside `root` and renamed when it is whole. Numbers and size (side in pixels) left
-    out are the task's own; `options` go to the task's scene function. `progress(range,
+    out are the task's own; `options` go to the task's functions. `progress(range,
     description)` iterates over the range, e.g. `rich.progress.track`.
 
     Returns:
@@ -187,7 +200,9 @@ def make_dataset(
         for split in SPLITS:
             indices = progress(range(numbers[f'num_{split}']), f'{task} {split}')
             scenes = (make_scene(task, split, i, numbers['size'], seed, **options) for i in indices)
-            _write_split(partial, split, scenes, chosen.things, chosen.by_class)
+            _write_split(partial, split, scenes, chosen.things, chosen.cut_out)
+            if chosen.items:
+                _write_things(partial, split, chosen.things, chosen.items(split, **options))
         (partial / 'dataset.json').write_text(json.dumps(description, indent=1) + '\n')
         if root.exists():
             shutil.rmtree(root)
