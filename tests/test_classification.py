@@ -227,9 +227,8 @@ MISTAKES = {
     'model.head.num_classes is 4, but the train and val data has 5 classes: set it to 5': {
         'model.head.num_classes': 4
     },
-    'model.head.fc takes 33 channels and gets 320, but the neck gives [320]: change one of them': {
-        'model.head.in_channels': 33
-    },
+    'model.head.in_channels=33: model.head.fc takes 33 channels and gets 320, but the neck gives '
+    '[320]: change one of them': {'model.head.in_channels': 33},
     'the train classes are in another order than the folders in data/sample/things/train, whose '
     "sorted names are labels 0, 1, ...: write metainfo=dict(classes=('bar', 'coin', 'ring', "
     "'star', 'triangle'))": {
