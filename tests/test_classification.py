@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -27,8 +28,7 @@ from mmconvneur.engine.checkpoints import latest_checkpoint
 from mmconvneur.models.backbones.convneur import ARCHS
 from mmconvneur.utils import configs
 from mmconvneur.weights.loading import fit_state_dict
-from sample_data import make_scene
-from sample_data.writer import _crop
+from sample_data import THING_CLASSES, make_scene
 
 SAMPLE = 'convneur_m1_sample'
 IMAGENET = [f'convneur_{arch}_imagenet' for arch in ('m1', 'm2', 'm3', 'm4', *'tsb')]
@@ -119,18 +119,22 @@ def test_a_classifier_starts_the_backbone_of_a_detector(mixer):
 
 def test_things_are_cut_out_whole_with_a_margin(sample_dir):
     for split, number in (('train', 24), ('val', 6)):
-        scenes = [make_scene('sample', split, i, 96) for i in range(number)]
-        things = sample_dir / 'data/sample/things' / split
-        assert len(list(things.glob('*/*.png'))) == sum(len(scene.labels) for scene in scenes)
-    scene = scenes[-1]
-    for i in range(len(scene.labels)):
-        owner = scene._replace(image=(scene.owner == i + 1)[..., None])
-        inside = _crop(owner, i)
-        height, width = (len(set(axis)) for axis in (scene.owner == i + 1).nonzero())
-        assert inside.shape == (min(96, round(1.2 * max(height, width))),) * 2 + (1,)
-        assert inside.sum() == owner.image.sum()
-    (path,) = things.glob(f'*/{number - 1:06}_0.png')
-    assert (cv2.imread(str(path))[..., ::-1] == _crop(scene, 0)).all()
+        things, seen = sample_dir / 'data/sample/things' / split, 0
+        for index in range(number):
+            scene = make_scene('sample', split, index, 96)
+            for i, label in enumerate(scene.labels):
+                y, x = (scene.owner == i + 1).nonzero()
+                height, width = y.max() - y.min() + 1, x.max() - x.min() + 1
+                side = min(96, round(1.2 * max(height, width)))
+                path = things / THING_CLASSES[label] / f'{index:06}_{i}.png'
+                crop, seen = cv2.imread(str(path))[..., ::-1], seen + 1
+                assert crop.shape == (side, side, 3)
+                top = int(np.clip(y.min() + (height - side) // 2, 0, 96 - side))
+                left = int(np.clip(x.min() + (width - side) // 2, 0, 96 - side))
+                assert (crop == scene.image[top : top + side, left : left + side]).all()
+                assert top <= y.min() and y.max() < top + side
+                assert left <= x.min() and x.max() < left + side
+        assert len(list(things.glob('*/*.png'))) == seen
 
 
 # --------------------------------------------------------------------------------- what needs it

@@ -178,7 +178,7 @@ def main() -> int:
     report = examine()
     for name, owners in installed(sys.path).items():
         versions = ' and '.join(map(label, owners)) or '-'
-        print(f'{name:9} {versions:31} {_folder(name, sys.path) or "-"}')
+        print(f'{name:10} {versions:31} {_folder(name, sys.path) or "-"}')
     for note in report.notes:
         print(f'note: {note}')
     print(f'verdict: {report}')
