@@ -40,11 +40,11 @@ OLD := .venv-openmmlab
 OLD_RUN := $(OLD)/bin/python
 OLD_PIP := $(OLD_RUN) -m pip install --progress-bar off --no-build-isolation
 OLD_LIMITS := 'numpy<2' 'transformers<4.56' 'setuptools>=80,<81' 'scikit-image<0.26'
+# But for the tools, which refuse an mmcv without operators.
+WITHOUT_OPERATORS := $(addprefix tests/test_,weights.py optim.py neural_memory.py convneur.py)
 
 CLASSIFY := .venv-classification
 CLASSIFY_RUN := $(CLASSIFY)/bin/python
-# But for the tools, which refuse an mmcv without operators.
-WITHOUT_OPERATORS := $(addprefix tests/test_,weights.py optim.py neural_memory.py convneur.py)
 
 # What a GPU machine without network needs beside PyTorch, torchvision, transformers, timm and what
 # these bring; mmcv is compiled there. TARGET: its Python and C library.
@@ -193,5 +193,5 @@ $(DEMO)/training.png: $(DEMO)/.trained tools/plot_training.py | install
 # Everything the targets above made, but virtual environments and trainings of your own.
 clean:
 	rm -rf build dist wheels *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) \
-		data/.sample data/sample data/cue data/legend
+		data/.sample $(addprefix data/,sample cue legend fashion)
 	find mmconvneur tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

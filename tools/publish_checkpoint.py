@@ -53,8 +53,8 @@ DATASETS = {
     'coco': 'COCO',
     'ADEChallengeData2016': 'ADE20K',
     'imagenet': 'ImageNet-1K',
+    'fashion': 'Fashion-MNIST',
     'sample': 'Sample data',
-    'things': 'Sample data',
 }
 
 
@@ -118,7 +118,8 @@ def main() -> None:
     }
     for suffix, data in files.items():
         write_atomically(stem + suffix, data)
-    data = Path(next(datasets(cfg.test_dataloader)).data_root).name
+    root = Path(next(datasets(cfg.test_dataloader)).data_root)
+    data = root.parent.name if root.name == 'things' else root.name
     entry = index_entry(record, DATASETS.get(data, data), f'{stem}.pth', len(content))
     release(Path.cwd(), entry)
     print(f'{stem}.pth: {len(content) / 1e6:.1f} MB, {metrics}')

@@ -59,18 +59,8 @@ def classes_table(run: Run) -> Table:
             columns.append((f'{split.name}, % of pixels', [f'{share:.1f}' for share in shares]))
         else:
             looked_into = [info for _, infos in split.looked_at for info in infos]
-            what, labels = (
-                'objects',
-                Counter(
-                    instance['bbox_label']
-                    for info in looked_into
-                    for instance in info.get('instances', ())
-                    if 'bbox_label' in instance
-                ),
-            )
-            if any('gt_label' in info for info in looked_into):
-                given = (np.atleast_1d(info['gt_label']) for info in looked_into)
-                what, labels = 'images', Counter(int(i) for label in given for i in label)
+            what = 'images' if any('gt_label' in info for info in looked_into) else 'objects'
+            labels = Counter(label for info in looked_into for label in labels_of(info))
             part = f' ({looked_at} of {images} images)' if looked_at < images else ''
             counts = [f'{labels[i]:,}' for i in range(max(labels, default=-1) + 1)]
             columns.append((f'{split.name}, {what}{part}', counts))
@@ -80,6 +70,14 @@ def classes_table(run: Run) -> Table:
     for i, name in enumerate(names):
         table.add_row(name, *(counts[i] if i < len(counts) else '0' for _, counts in columns))
     return table
+
+
+def labels_of(info: dict) -> Iterator[int]:
+    """The classes of an image, or of the objects in it."""
+    yield from np.atleast_1d(info.get('gt_label', [])).tolist()
+    for instance in info.get('instances', ()):
+        if 'bbox_label' in instance:
+            yield instance['bbox_label']
 
 
 def training_table(run: Run) -> Table:
