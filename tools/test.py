@@ -11,7 +11,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.hooks import EMAHook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -99,16 +99,13 @@ def augment(cfg: Config) -> None:
     for dataset in datasets(cfg.test_dataloader):
         dataset.pipeline = cfg.get('tta_pipeline') or flipped(dataset.pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
-    # MMEngine's averages do not know the wrapper; the weights of a checkpoint are the averages.
-    cfg.custom_hooks = [
-        hook
-        for hook in cfg.get('custom_hooks') or ()
-        if not isinstance(hook, EMAHook)
-        and not (
-            isinstance(hook, dict)
-            and is_subclass(resolve(HOOKS, hook['type'], scope_of(cfg)), EMAHook)
-        )
-    ]
+    # An EMAHook does not know the wrapper; the weights of a checkpoint are the averages.
+    hooks = cfg.get('custom_hooks') or ()
+    cfg.custom_hooks = [hook for hook in hooks if not is_subclass(kind_of(cfg, hook), EMAHook)]
+
+
+def kind_of(cfg: Config, hook: dict | Hook) -> object | None:
+    return resolve(HOOKS, hook['type'], scope_of(cfg)) if isinstance(hook, dict) else type(hook)
 
 
 def flipped(pipeline: list[dict]) -> list[dict]:
