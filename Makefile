@@ -3,6 +3,7 @@
 # make docs   build the site of README, docs/ and docstrings: build/site/README.html
 # make test-openmmlab        the tests with the OpenMMLab releases, in .venv-openmmlab
 # make test-openmmlab-lite   those of models, weights and optimizer alone, before mmcv is compiled
+# make test-classification   those of classification with mmpretrain, in .venv-classification
 # make wheels  download what a GPU machine without network needs: see CONTRIBUTING.md
 # Finished steps are not repeated; an interrupted training is resumed.
 #
@@ -42,6 +43,9 @@ OLD_LIMITS := 'numpy<2' 'transformers<4.56' 'setuptools>=80,<81' 'scikit-image<0
 # But for the tools, which refuse an mmcv without operators.
 WITHOUT_OPERATORS := $(addprefix tests/test_,weights.py optim.py neural_memory.py convneur.py)
 
+CLASSIFY := .venv-classification
+CLASSIFY_RUN := $(CLASSIFY)/bin/python
+
 # What a GPU machine without network needs beside PyTorch, torchvision, transformers, timm and what
 # these bring; mmcv is compiled there. TARGET: its Python and C library.
 TARGET ?= --python-version 3.12 $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64)
@@ -51,7 +55,8 @@ CARRIED := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation oned
 WITH_VERSIONS := import sys; from mmconvneur.utils.environment import TESTED; \
 	print(*(name + TESTED.get(name, "") for name in sys.argv[1:]), sep="\n")
 
-.PHONY: demo test test-quick test-slow lint docs install test-openmmlab test-openmmlab-lite wheels clean FORCE
+.PHONY: demo test test-quick test-slow lint docs install test-openmmlab test-openmmlab-lite \
+	test-classification wheels clean FORCE
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
@@ -84,6 +89,10 @@ test-openmmlab: $(OLD)/operators
 test-openmmlab-lite: $(OLD)/packages
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(OLD_RUN) -m pytest -m 'not slow' \
 		-k 'not converted and not found_by_its_name' $(WITHOUT_OPERATORS)
+
+test-classification: $(CLASSIFY)/packages
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(CLASSIFY_RUN) -m pytest tests/test_classification.py \
+		tests/test_environment.py tests/test_convneur.py
 
 # For tools/gpu_check.py install.
 wheels: $(STAMPS)/mmcv
@@ -149,6 +158,19 @@ $(OLD)/operators: $(OLD)/packages
 	$(OLD_RUN) -m mmconvneur.utils.environment
 	@touch $@
 
+# torchvision, which mmpretrain needs, has no build for the PyTorch of .venv. Classification alone
+# does without mmcv's operators: pip isolates the build, which then leaves them out.
+$(CLASSIFY)/packages: setup.py mmconvneur/utils/environment.py
+	$(PYTHON) -m venv --clear $(CLASSIFY)
+	$(CLASSIFY_RUN) -m pip install --upgrade pip 'setuptools>=80,<81' wheel packaging ninja psutil
+	$(CLASSIFY_RUN) -m pip install torch==2.9.1 torchvision==0.24.1 \
+		"$$($(CLASSIFY_RUN) -c '$(REQUIREMENT)')"
+	$(CLASSIFY_RUN) -m pip install --no-build-isolation pytest safetensors \
+		--editable '.[sample,classification]'
+	@$(call ensure_opencv,$(CLASSIFY_RUN))
+	$(CLASSIFY_RUN) -m mmconvneur.utils.environment
+	@touch $@
+
 data/.sample: tools/make_sample_data.py $(wildcard tools/sample_data/*.py) | install
 	rm -rf data/sample
 	$(RUN) tools/make_sample_data.py --task sample
@@ -172,8 +194,8 @@ $(DEMO)/.tested: $(DEMO)/.trained | install
 $(DEMO)/training.png: $(DEMO)/.trained tools/plot_training.py | install
 	$(RUN) tools/plot_training.py $(@D)
 
-# Everything the targets above made, but .venv, .venv-openmmlab and trainings of your own.
+# Everything the targets above made, but virtual environments and trainings of your own.
 clean:
 	rm -rf build dist wheels *.egg-info .pytest_cache .ruff_cache .mypy_cache $(DEMO) \
-		data/.sample data/sample data/cue data/legend
+		data/.sample $(addprefix data/,sample cue legend fashion)
 	find mmconvneur tools tests configs -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -59,6 +59,9 @@ setup(
             for name in ('onedl-mmengine', 'onedl-mmdetection', 'onedl-mmsegmentation')
         ]
         + ['Pillow', 'pycocotools'],
+        # With torchvision, which belongs to a release of torch.
+        'classification': ['onedl-mmengine' + TESTED['onedl-mmengine']]
+        + ['onedl-mmpretrain' + TESTED['onedl-mmpretrain'], 'torchvision'],
         'sample': ['scikit-image', 'matplotlib', 'Pillow', 'pycocotools', 'rich'],
         'dev': [
             'furo',

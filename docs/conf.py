@@ -45,7 +45,9 @@ python_maximum_signature_line_length = 80
 napoleon_use_ivar = True
 
 CONTENTS = {
-    'Start': ('install', 'dropin', 'choose', 'finetune', 'tutorial', 'train', 'deploy'),
+    'Start': (
+        *('install', 'dropin', 'choose', 'finetune', 'pretraining', 'tutorial', 'train', 'deploy'),
+    ),
     'Reference': (
         *('troubleshooting', 'weights', 'release', 'safety', 'backbones', 'visualization'),
         *('sample_data', 'api'),

@@ -26,6 +26,8 @@ VERSIONS = {
     'mmcv-lite': '2.1.0',
     'mmdet': '3.3.0',
     'mmsegmentation': '1.2.2',
+    'onedl-mmpretrain': '1.3.6',
+    'mmpretrain': '1.2.0',
 }
 IMPORT_NAME = {dist: name for name, dists in PROVIDERS.items() for dist in dists}
 ONEDL = tuple(VERSIONS)[:5]
@@ -81,6 +83,16 @@ def test_versions_outside_the_tested_range_are_noted(tmp_path, dist, version, no
     assert report.case == 'good'
     assert len(report.notes) == notes
     assert all(note.startswith(f'{dist} {version} is untested') for note in report.notes)
+
+
+@pytest.mark.parametrize('family', [ONEDL[:3], OPENMMLAB[:3]], ids=['onedl', 'openmmlab'])
+def test_classification_alone_needs_no_operators(tmp_path, family):
+    mmpretrain = 'onedl-mmpretrain' if 'onedl-mmcv' in family else 'mmpretrain'
+    install_all(tmp_path, (*family, mmpretrain))
+    (tmp_path / 'mmcv' / EXT).unlink()
+    assert diagnose([str(tmp_path)])[:4] == ('good', '', '', ())
+    install(tmp_path, 'onedl-mmdetection' if 'onedl-mmcv' in family else 'mmdet')
+    assert diagnose([str(tmp_path)]).case == 'ops missing'
 
 
 def test_ops_missing(tmp_path):

@@ -1,5 +1,6 @@
 """What the generator writes, read back with pycocotools, OpenCV and independent arithmetic."""
 
+import gzip
 import hashlib
 import json
 import subprocess
@@ -17,9 +18,9 @@ from mmconvneur.errors import UsageError
 from mmconvneur.utils.configs import SAMPLE_TASKS
 from sample_data import (
     CUE_CLASSES,
+    FASHION_CLASSES,
     LEGEND_CLASSES,
     STUFF_CLASSES,
-    TASKS,
     THING_CLASSES,
     far_from_corners,
     legend_plan,
@@ -27,12 +28,15 @@ from sample_data import (
     make_scene,
     photographs,
 )
+from sample_data import TASKS as ALL_TASKS
 from sample_data.corners import CUE_COLOURS
+from sample_data.fashion import fashion
 
 ROOT = Path(__file__).parents[1]
 TOOL = ROOT / 'tools' / 'make_sample_data.py'
 DATASETS = ROOT / 'configs' / '_base_' / 'datasets'
 SPLITS = ('train', 'val')
+TASKS = {name: task for name, task in ALL_TASKS.items() if not task.items}  # of no other files
 SMALL = dict(num_train=3, num_val=2, size=67)
 
 
@@ -69,13 +73,15 @@ def test_configs_have_the_classes_of_the_tasks():
     classes = {
         'sample_instance': THING_CLASSES,
         'sample_semantic': (*THING_CLASSES, *STUFF_CLASSES),
+        'fashion_instance': FASHION_CLASSES,
+        'fashion_semantic': (*FASHION_CLASSES, *STUFF_CLASSES),
         'cue': ('background', *CUE_CLASSES),
         'legend': ('background', *LEGEND_CLASSES),
     }
     for name, expected in classes.items():
         cfg = Config.fromfile(DATASETS / f'{name}.py')
         metainfo = cfg.train_dataloader.dataset.metainfo
-        assert metainfo.classes == expected
+        assert tuple(metainfo.classes) == expected
         assert len({tuple(colour) for colour in metainfo.palette}) == len(expected)
         if name == 'cue':
             assert [tuple(colour) for colour in metainfo.palette[1:]] == list(CUE_COLOURS)
@@ -83,7 +89,7 @@ def test_configs_have_the_classes_of_the_tasks():
 
 
 def test_the_package_names_the_tasks_in_its_errors():
-    assert SAMPLE_TASKS == tuple(TASKS)
+    assert SAMPLE_TASKS == tuple(ALL_TASKS)
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -330,6 +336,66 @@ def test_difficulty_of_the_legend_is_settable(marks):
         make_scene('legend', 'train', 0, 128, distance=90)
 
 
+# ------------------------------------------------------------------------------------ Fashion-MNIST
+@pytest.fixture(scope='module')
+def idx(tmp_path_factory):
+    """Four files as those of Fashion-MNIST: the brightness of a square is the class of an item."""
+    folder = tmp_path_factory.mktemp('idx')
+    for prefix, number, shift in (('train', 30, 0), ('t10k', 20, 2)):
+        labels = np.arange(number, dtype=np.uint8) % 10
+        images = np.zeros((number, 28, 28), np.uint8)
+        images[:, 4:18, 5 + shift : 20] = 50 + 20 * labels[:, None, None]
+        for name, array in (
+            (f'{prefix}-images-idx3-ubyte', images),
+            (f'{prefix}-labels-idx1-ubyte', labels),
+        ):
+            head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, '>i4').tobytes()
+            (folder / f'{name}.gz').write_bytes(gzip.compress(head + array.tobytes()))
+    return str(folder)
+
+
+def test_items_of_fashion_mnist_by_class(idx, tmp_path):
+    assert make_dataset('fashion', tmp_path / 'fashion', 2, 1, 64, folder=idx)
+    for split, number in (('train', 30), ('val', 20)):
+        images, labels = fashion(split, idx)
+        things = tmp_path / 'fashion' / 'things' / split
+        assert sorted(path.name for path in things.iterdir()) == sorted(FASHION_CLASSES)
+        assert len(list(things.glob('*/*.png'))) == number == len(images)
+        for index in range(number):
+            path = things / FASHION_CLASSES[labels[index]] / f'{index:05}.png'
+            assert (cv2.imread(str(path)) == images[index][..., None]).all()
+
+
+def test_scenes_of_items(idx):
+    seen, angles = set(), []
+    for index in range(40):
+        scene = make_scene('fashion', 'train', index, 128, folder=idx)
+        other = make_scene('fashion', 'val', index, 128, folder=idx)
+        assert {s[3] for s in scene.sources if s[0] == 'fashion'} <= {15}  # as wide as in training
+        assert {s[3] for s in other.sources if s[0] == 'fashion'} <= {13}
+        seen |= set(scene.labels)
+        assert set(np.unique(scene.semantic)) <= set(range(14))
+        assert (scene.semantic[scene.owner > 0] <= 10).all()
+        for i, label in enumerate(scene.labels):
+            mask = scene.owner == i + 1
+            assert (scene.semantic[mask] == label + 1).all() and mask.sum() >= 12
+            (_, _), _, angle = cv2.minAreaRect(cv2.findNonZero(mask.astype(np.uint8)))
+            angles.append(angle)
+    assert seen == set(range(10)) and np.std(angles) > 10
+
+
+def test_files_that_are_not_fashion_mnist(idx, tmp_path):
+    with pytest.raises(
+        UsageError, match='train-images-idx3-ubyte, alone or as .gz, does not exist'
+    ):
+        make_dataset('fashion', tmp_path / 'a', 1, 1, 64, folder=str(tmp_path))
+    for name in Path(idx).iterdir():
+        content = gzip.decompress(name.read_bytes())
+        (tmp_path / name.stem).write_bytes(content[:-1])
+    with pytest.raises(UsageError, match='is no IDX file of 3 axes, or is damaged'):
+        make_dataset('fashion', tmp_path / 'a', 1, 1, 64, folder=str(tmp_path))
+
+
 def interrupted(numbers, description):
     yield from list(numbers)[:1]
     raise KeyboardInterrupt
@@ -411,3 +477,5 @@ def test_tool(tmp_path):
     failed = run('--size', '5')
     assert failed.returncode == 1
     assert failed.stderr == 'error: size=5 is too small: choose 64 or more\n'
+    failed = run('--items', 'somewhere')
+    assert failed.stderr == 'error: --items is for --task fashion alone: leave it out\n'

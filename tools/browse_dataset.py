@@ -13,6 +13,7 @@ from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 from tqdm import trange
 
+from mmconvneur.engine.outputs import draw_sample
 from mmconvneur.utils.arguments import config_parser, one_line_errors, parse
 from mmconvneur.utils.configs import check_data, load_config, scope_of
 
@@ -29,7 +30,7 @@ def main() -> None:
 
 
 def draw(cfg: Config, out_dir: Path, number: int) -> None:
-    """Write ``number`` training images with their boxes and masks, or with their label maps."""
+    """Write ``number`` training images with their boxes and masks, label maps or classes."""
     init_default_scope(scope_of(cfg))
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
@@ -40,9 +41,7 @@ def draw(cfg: Config, out_dir: Path, number: int) -> None:
         image = image.contiguous().numpy()  # as the visualizers of mmseg 1.2 need it
         sample = item['data_samples']
         name = f'{index:04}_{Path(sample.img_path).stem}.png'
-        visualizer.add_datasample(
-            name, image, drawable(sample), draw_pred=False, out_file=str(out_dir / name)
-        )
+        draw_sample(visualizer, name, image, drawable(sample), str(out_dir / name), draw_pred=False)
     print(f'{out_dir}: {min(number, len(dataset))} pictures')
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from mmconvneur.apis.inference import infer, inference_pipeline, load_model, read_image
 from mmconvneur.apis.model_zoo import find_weights, released
-from mmconvneur.engine.outputs import enlarge
+from mmconvneur.engine.outputs import draw_sample
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import add_trust, one_line_errors
 from mmconvneur.utils.configs import family, load_config
@@ -85,19 +85,16 @@ def find_pictures(images: list[Path], out_dir: Path) -> dict[Path, Path]:
 
 
 def draw(cfg: Config, weights: str, pictures: dict[Path, Path], score_thr: float) -> None:
-    """Write every image with the detections, or the label map, that a model finds in it."""
+    """Write every image with the detections, label map or class that a model finds in it."""
     options = dict(pred_score_thr=score_thr) if family(cfg) == 'mmdet' else {}
     model, pipeline = load_model(cfg, weights), inference_pipeline(cfg)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = model.dataset_meta
     for path, picture in tqdm(pictures.items(), disable=None):
-        rgb = read_image(path)[..., ::-1]  # (H, W, 3), whatever the model sees
-        visualizer.add_datasample(
-            path.name,
-            *enlarge(rgb, infer(model, pipeline, path)),
-            draw_gt=False,
-            out_file=str(picture),
-            **options,
+        image = read_image(path)  # BGR (H, W, 3), whatever the model sees
+        found = infer(model, pipeline, path)
+        draw_sample(
+            visualizer, path.name, image[..., ::-1], found, str(picture), draw_gt=False, **options
         )
 
 

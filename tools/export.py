@@ -20,7 +20,7 @@ from mmconvneur.apis.inference import load_model, preprocess, read_image
 from mmconvneur.apis.model_zoo import find_weights
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import add_trust, config_parser, one_line_errors, parse
-from mmconvneur.utils.configs import check_data, datasets, load_config
+from mmconvneur.utils.configs import FAMILIES, check_data, datasets, load_config
 from mmconvneur.utils.files import write_atomically
 from mmconvneur.utils.timing import Spread, race, ratios, seconds
 from mmconvneur.weights.reading import load_safely
@@ -48,6 +48,11 @@ def main() -> None:
     if args.out.suffix != '.onnx':
         raise UsageError(f'--out {args.out}: give the name of a .onnx file')
     cfg, weights = load_config(args), find_weights(args.checkpoint)
+    if cfg.default_scope not in NETWORKS:
+        tasks = ' or '.join(FAMILIES[name] for name in NETWORKS)
+        raise UsageError(
+            f'{args.config} is for {FAMILIES[cfg.default_scope]}: give a config for {tasks}'
+        )
     path = args.image or first_image(cfg)
     read_image(path)
     load_safely(args.trust_checkpoint)

@@ -1,6 +1,7 @@
 """Makes a sample data set: python tools/make_sample_data.py --task sample
 
-It ends up in data/<task>: images/, semantic/, annotations/instances_{train,val}.json (COCO).
+It ends up in data/<task>: images/, semantic/, annotations/instances_{train,val}.json (COCO), and of
+the tasks sample and fashion also things/{train,val}/<class>/, for classification.
 """
 
 from __future__ import annotations
@@ -27,11 +28,21 @@ def main() -> None:
     parser.add_argument('--num-val', type=int, metavar='N')
     parser.add_argument('--size', type=int, help='side of the images in pixels')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument(
+        '--items',
+        metavar='DIR',
+        help='folder of the four files of Fashion-MNIST, for the task fashion; default: that of '
+        "Debian's package dataset-fashion-mnist",
+    )
     args = parser.parse_args()
     root = args.root or f'data/{args.task}'
     try:
+        if args.items and args.task != 'fashion':
+            raise UsageError('--items is for --task fashion alone: leave it out')
         made = make_dataset(
-            args.task, root, args.num_train, args.num_val, args.size, args.seed, progress=track
+            *(args.task, root, args.num_train, args.num_val, args.size, args.seed),
+            progress=track,
+            **dict(folder=args.items) if args.items else {},
         )
     except UsageError as error:
         sys.exit(f'error: {error}')

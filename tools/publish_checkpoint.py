@@ -52,7 +52,13 @@ from mmconvneur.weights.report import compare
 from mmconvneur.weights.trunk import put_back
 from model_index import METAFILE, index_entry, release
 
-DATASETS = {'coco': 'COCO', 'ADEChallengeData2016': 'ADE20K', 'sample': 'Sample data'}
+DATASETS = {
+    'coco': 'COCO',
+    'ADEChallengeData2016': 'ADE20K',
+    'imagenet': 'ImageNet-1K',
+    'fashion': 'Fashion-MNIST',
+    'sample': 'Sample data',
+}
 
 
 @one_line_errors
@@ -117,7 +123,8 @@ def main() -> None:
     }
     for suffix, data in files.items():
         write_atomically(stem + suffix, data)
-    data = Path(next(datasets(cfg.test_dataloader)).data_root).name
+    root = Path(next(datasets(cfg.test_dataloader)).data_root)
+    data = root.parent.name if root.name == 'things' else root.name
     entry = index_entry(record, DATASETS.get(data, data), f'{stem}.pth', len(content))
     release(Path.cwd(), entry)
     print(f'{stem}.pth: {len(content) / 1e6:.1f} MB, {metrics}')

@@ -11,6 +11,8 @@ from copy import deepcopy
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mmconvneur.apis.model_zoo import find_weights
@@ -19,7 +21,14 @@ from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook
 from mmconvneur.engine.outputs import LabelMapHook, PictureHook
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
-from mmconvneur.utils.configs import datasets, load_config
+from mmconvneur.utils.configs import (
+    FAMILIES,
+    datasets,
+    is_subclass,
+    load_config,
+    resolve,
+    scope_of,
+)
 from mmconvneur.utils.runner import build_runner, set_work_dir
 
 
@@ -28,7 +37,7 @@ def main() -> None:
     parser = common_parser(__doc__.split(':')[0])
     parser.add_argument('checkpoint', help='path, URL, or the name of a released model')
     parser.add_argument(
-        '--out', help='keep the predictions: a .pkl file (detection) or a folder (segmentation)'
+        '--out', help='keep the predictions: a folder (segmentation) or a .pkl file (all others)'
     )
     parser.add_argument('--show-dir', help='folder for pictures: ground truth beside predictions')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
@@ -36,10 +45,10 @@ def main() -> None:
     cfg = load_config(args)
     set_work_dir(cfg, args)
     cfg.load_from, cfg.resume = str(find_weights(args.checkpoint)), False
-    detection = cfg.default_scope == 'mmdet'
-    if args.out and detection and not args.out.endswith(('.pkl', '.pickle')):
-        raise UsageError(f'--out {args.out}: for detection give the name of a .pkl file')
-    is_file = args.out and detection
+    is_file = args.out and cfg.default_scope != 'mmseg'
+    if is_file and not args.out.endswith(('.pkl', '.pickle')):
+        task = FAMILIES[cfg.default_scope]
+        raise UsageError(f'--out {args.out}: for {task} give the name of a .pkl file')
     run = look(
         cfg,
         args,
@@ -54,15 +63,15 @@ def main() -> None:
     hooks = [LoadReportHook(complete=True), ProgressBarHook()]
     if args.show_dir:
         hooks.append(PictureHook(args.show_dir, **drawing_options(cfg)))
-    if args.out and not detection:
+    if args.out and not is_file:
         hooks.append(LabelMapHook(args.out))
     if args.tta:
         augment(cfg)
     runner = build_runner(cfg, args, hooks)
     if not args.tta:  # which has a pipeline of its own
         hand_over(run, runner)
-    if args.out and detection:
-        test_and_dump(runner, Path(args.out))
+    if is_file:
+        test_and_dump(runner, Path(args.out), cfg.default_scope)
     else:
         runner.test()
 
@@ -78,18 +87,25 @@ def drawing_options(cfg: Config) -> dict:
 
 def augment(cfg: Config) -> None:
     """Wrap the model for test-time augmentation: as the config says, else a horizontal flip."""
-    detection = cfg.default_scope == 'mmdet'
     if 'tta_model' not in cfg:
-        if detection:
+        if cfg.default_scope == 'mmdet':
             import mmconvneur.evaluation.tta  # noqa: F401  registers InstanceTTAModel; needs mmdet
 
             nms = dict(type='nms', iou_threshold=0.5)
             cfg.tta_model = dict(type='InstanceTTAModel', tta_cfg=dict(nms=nms, max_per_img=100))
         else:
-            cfg.tta_model = dict(type='SegTTAModel')
+            averages = dict(mmseg='SegTTAModel', mmpretrain='AverageClsScoreTTA')
+            cfg.tta_model = dict(type=averages[cfg.default_scope])
     for dataset in datasets(cfg.test_dataloader):
         dataset.pipeline = cfg.get('tta_pipeline') or flipped(dataset.pipeline)
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    # An EMAHook does not know the wrapper; the weights of a checkpoint are the averages.
+    hooks = cfg.get('custom_hooks') or ()
+    cfg.custom_hooks = [hook for hook in hooks if not is_subclass(kind_of(cfg, hook), EMAHook)]
+
+
+def kind_of(cfg: Config, hook: dict | Hook) -> object | None:
+    return resolve(HOOKS, hook['type'], scope_of(cfg)) if isinstance(hook, dict) else type(hook)
 
 
 def flipped(pipeline: list[dict]) -> list[dict]:
@@ -100,12 +116,15 @@ def flipped(pipeline: list[dict]) -> list[dict]:
     return [*steps, dict(type='TestTimeAug', transforms=[flips, [pack]])]
 
 
-def test_and_dump(runner: Runner, out: Path) -> None:
-    """Evaluate, and keep the detections with run-length encoded masks."""
-    from mmdet.evaluation import DumpDetResults
+def test_and_dump(runner: Runner, out: Path, scope: str) -> None:
+    """Evaluate, and keep the predictions; masks of detections are run-length encoded."""
+    if scope == 'mmdet':
+        from mmdet.evaluation import DumpDetResults as DumpResults
+    else:
+        from mmengine.evaluator import DumpResults
 
     partial = out.with_suffix('.partial.pkl')
-    runner.test_evaluator.metrics.append(DumpDetResults(str(partial)))
+    runner.test_evaluator.metrics.append(DumpResults(str(partial)))
     try:
         runner.test()
         if runner.rank == 0:

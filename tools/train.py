@@ -1,4 +1,4 @@
-"""Trains a detector or a segmentor: python tools/train.py configs/mask_rcnn_convneur_t_coco.py"""
+"""Trains detectors, segmentors, classifiers: tools/train.py configs/mask_rcnn_convneur_t_coco.py"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from .findings import Finding, doubt, some, wrong
 
 
 def check_names(run: Run) -> Iterator[Finding]:
-    """Every label of a COCO-style data set is called as in its annotation file."""
+    """Every label is called as in the annotation file, of COCO's style, or as its folder."""
     for split in run.splits:
         for leaf in split.leaves:
             classes = (getattr(leaf, 'metainfo', None) or {}).get('classes')
@@ -31,6 +31,13 @@ def check_names(run: Run) -> Iterator[Finding]:
                     f'class write classes=({classes!r},), with a comma'
                 )
                 continue
+            folders = getattr(leaf, 'folder_to_idx', None)  # of mmpretrain's CustomDataset
+            if folders and sorted(classes or ()) == list(folders) != list(classes):
+                yield wrong(
+                    f'the {split.name} classes are in another order than the folders in '
+                    f'{leaf.img_prefix}, whose sorted names are labels 0, 1, ...: write '
+                    f'metainfo=dict(classes={quoted(list(folders))})'
+                )
             file, ids = getattr(leaf, 'ann_file', None), getattr(leaf, 'cat_ids', None)
             if not classes or not file or ids is None:
                 continue
@@ -99,7 +106,7 @@ def check_heads(run: Run) -> Iterator[Finding]:
     for split in run.splits:
         for leaf, (info, *_) in ((leaf, info) for leaf, info in split.looked_at if info):
             classes = class_names(leaf)
-            if classes and ('instances' in info or 'seg_map_path' in info):
+            if classes and info.keys() & {'instances', 'seg_map_path', 'gt_label'}:
                 names = sizes.setdefault(len(classes), [])
                 names += [split.name] if split.name not in names else []
                 meta = leaf.metainfo  # a panoptic data set has heads for parts of the classes

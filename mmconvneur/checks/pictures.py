@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UsageError
+from ..utils.configs import FAMILIES
 from .classes import heads, lacks_masks
 from .data import Run, Split, class_names, is_local, leaves, number_of_images, transforms
 from .findings import Finding, doubt, some, wrong
@@ -77,10 +78,10 @@ def check_files(run: Run) -> Iterator[Finding]:
 
 
 def reads(leaf: Any, key: str) -> bool:
-    """Whether a loading step of mmcv, mmdet or mmseg opens this file as it is named."""
+    """Whether a loading step of mmcv or one of the families opens this file as it is named."""
     for step in transforms(leaf):
         kind = type(step)
-        theirs = kind.__module__.partition('.')[0] in ('mmcv', 'mmdet', 'mmseg')
+        theirs = kind.__module__.partition('.')[0] in ('mmcv', *FAMILIES)
         images = any(base.__name__ == 'LoadImageFromFile' for base in kind.__mro__)
         if theirs and (images if key == 'img_path' else getattr(step, 'with_seg', False)):
             return True

@@ -49,7 +49,7 @@ def sizes(split: Split, leaf: object) -> str:
 
 
 def classes_table(run: Run) -> Table:
-    """Objects per class, or the share of pixels in label maps."""
+    """Objects or images per class, or the share of pixels in label maps."""
     columns = []
     for split in run.splits:
         images = sum(map(number_of_images, split.leaves))
@@ -58,22 +58,26 @@ def classes_table(run: Run) -> Table:
             shares = 100 * split.pixels / max(1, split.pixels[:IGNORED].sum())
             columns.append((f'{split.name}, % of pixels', [f'{share:.1f}' for share in shares]))
         else:
-            labels = Counter(
-                instance['bbox_label']
-                for _, infos in split.looked_at
-                for info in infos
-                for instance in info.get('instances', ())
-                if 'bbox_label' in instance
-            )
+            looked_into = [info for _, infos in split.looked_at for info in infos]
+            what = 'images' if any('gt_label' in info for info in looked_into) else 'objects'
+            labels = Counter(label for info in looked_into for label in labels_of(info))
             part = f' ({looked_at} of {images} images)' if looked_at < images else ''
             counts = [f'{labels[i]:,}' for i in range(max(labels, default=-1) + 1)]
-            columns.append((f'{split.name}, objects{part}', counts))
+            columns.append((f'{split.name}, {what}{part}', counts))
     named = (class_names(leaf) for split in run.splits for leaf in split.leaves)
     names = next((names for names in named if names), [])
     table = Table('class', *(title for title, _ in columns), title='Classes')
     for i, name in enumerate(names):
         table.add_row(name, *(counts[i] if i < len(counts) else '0' for _, counts in columns))
     return table
+
+
+def labels_of(info: dict) -> Iterator[int]:
+    """The classes of an image, or of the objects in it."""
+    yield from np.atleast_1d(info.get('gt_label', [])).tolist()
+    for instance in info.get('instances', ()):
+        if 'bbox_label' in instance:
+            yield instance['bbox_label']
 
 
 def training_table(run: Run) -> Table:

@@ -13,6 +13,7 @@ from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
+from mmengine.visualization import Visualizer
 
 from ..registry import HOOKS
 from ..utils.files import common_folder
@@ -47,6 +48,21 @@ def enlarge(
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC), larger
 
 
+def draw_sample(
+    visualizer: Visualizer,
+    name: str,
+    image: np.ndarray,
+    sample: BaseDataElement,
+    out_file: str,
+    **options,
+) -> None:
+    """Draw truth and predictions on an RGB image ``(H, W, 3)``, with any family's visualizer."""
+    if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's, of many tasks
+        visualizer.visualize_cls(image, sample, name=name, out_file=out_file, **options)
+    else:
+        visualizer.add_datasample(name, *enlarge(image, sample), out_file=out_file, **options)
+
+
 class PerImageHook(Hook):
     """Writes a file for every tested image to ``folder``.
 
@@ -78,7 +94,7 @@ class PictureHook(PerImageHook):
     Args:
         folder: Where to.
         backend_args: Of the images' storage, as for MMEngine's readers.
-        **options: Of the visualizer's ``add_datasample``.
+        **options: Of the visualizer, as in :func:`draw_sample`.
     """
 
     def __init__(self, folder: str | Path, backend_args: dict | None = None, **options) -> None:
@@ -87,10 +103,8 @@ class PictureHook(PerImageHook):
 
     def write(self, runner: Runner, sample: BaseDataElement, path: Path) -> None:
         content = get(sample.img_path, backend_args=self.backend_args)
-        image, sample = enlarge(mmcv.imfrombytes(content, channel_order='rgb'), sample)
-        runner.visualizer.add_datasample(
-            path.name, image, sample, out_file=str(path), **self.options
-        )
+        image = mmcv.imfrombytes(content, channel_order='rgb')
+        draw_sample(runner.visualizer, path.name, image, sample, str(path), **self.options)
 
 
 @HOOKS.register_module()

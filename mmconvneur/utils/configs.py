@@ -9,10 +9,12 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeGuard, TypeVar
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import DATASETS, METRICS, MODELS, Registry
 from mmengine.runner import FlexibleRunner, Runner
@@ -25,10 +27,14 @@ from .files import HOME
 
 T = TypeVar('T')
 SHIPPED = HOME / 'configs'
-FAMILIES = {'mmdet': 'detection', 'mmseg': 'segmentation'}
-VISUALIZERS = {'mmdet': 'mmdet.DetLocalVisualizer', 'mmseg': 'mmseg.SegLocalVisualizer'}
+FAMILIES = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classification'}
+VISUALIZERS = {
+    'mmdet': 'mmdet.DetLocalVisualizer',
+    'mmseg': 'mmseg.SegLocalVisualizer',
+    'mmpretrain': 'mmpretrain.UniversalVisualizer',
+}
 SAMPLE_COMMAND = 'python tools/make_sample_data.py'
-SAMPLE_TASKS = ('sample', 'cue', 'legend')
+SAMPLE_TASKS = ('sample', 'cue', 'legend', 'fashion')
 # Of a config, what MMEngine's runners take as arguments or ask the config for.
 RUNNER_KEYS = {
     *(key for runner in (Runner, FlexibleRunner) for key in inspect.signature(runner).parameters),
@@ -68,7 +74,7 @@ def load_config(args: argparse.Namespace) -> Config:
     Classes of a pure-Python config are named, as MMEngine does when it writes one to a file.
 
     Raises:
-        UsageError: If it does not exist, cannot be read, or mixes detection and segmentation.
+        UsageError: If it does not exist, cannot be read, or mixes two families.
     """
     load_safely(getattr(args, 'trust_checkpoint', False))
     path = find_config(args.config)
@@ -162,14 +168,16 @@ def check_family(cfg: Config) -> None:
     if scope is None:
         return
     check_installed(scope)
-    other = next(name for name in FAMILIES if name != scope)
+    others = [name for name in FAMILIES if name != scope]
     for where, registry, part in typed_parts(cfg):
         found = resolve(registry, part['type'], scope_of(cfg))
         if found is None:
-            wrong = resolve(registry, part['type'], other) is not None
+            theirs = (name for name in others if resolve(registry, part['type'], name) is not None)
+            other = next(theirs, scope)
         else:
-            wrong = family_of(found) == other and (scope == 'mmdet' or '.' not in where)
-        if wrong:
+            other = family_of(found) or scope
+        borrowed = '.' in where and found is not None and (scope, other) != ('mmdet', 'mmseg')
+        if other != scope and not borrowed:
             raise UsageError(
                 f'{where} is {type_name(part)}, which is for {FAMILIES[other]} ({other}), but the '
                 f"config is for {FAMILIES[scope]} (default_scope='{scope}'): use one of the two "
@@ -178,7 +186,7 @@ def check_family(cfg: Config) -> None:
 
 
 def check_installed(*names: str) -> None:
-    """Raise ``UsageError`` for a family that is not installed."""
+    """Raise ``UsageError`` for a family that is not installed, or lacks torchvision."""
     for name in names:
         if find_spec(name) is None:
             (wanted,) = fitting([name], installed(sys.path))
@@ -186,10 +194,18 @@ def check_installed(*names: str) -> None:
                 f'the config is for {FAMILIES[name]}, and {name} is not installed: '
                 f'python -m pip install {wanted}'
             )
+    if 'mmpretrain' in names:
+        try:
+            import_module('torchvision')
+        except Exception as error:  # one for another PyTorch raises a RuntimeError
+            raise UsageError(
+                f'mmpretrain needs torchvision, which does not load ({error}): install the release '
+                f'for PyTorch {torch.__version__}, from where that came from'
+            ) from error
 
 
 def family(cfg: Config) -> str | None:
-    """``'mmdet'`` or ``'mmseg'``: the default scope, else where the model comes from.
+    """One of ``FAMILIES``: the default scope, else where the model comes from.
 
     New-style configs need no scope, for their types are classes. A model that is of neither is of
     family ``None``.
@@ -286,7 +302,9 @@ def missing_data(cfg: Config, split: str) -> Iterator[str]:
         if (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
             continue
         root = dataset.get('data_root') or ''
-        paths = {'annotations': dataset.get('ann_file'), **dataset.get('data_prefix', {})}
+        prefix = dataset.get('data_prefix') or {}
+        prefix = dict(img_path=prefix) if isinstance(prefix, str) else prefix  # mmpretrain's
+        paths = {'annotations': dataset.get('ann_file'), **prefix}
         for what, path in paths.items():
             path = os.path.join(root, path or '')
             if paths[what] and '://' not in path and not is_filled(Path(path)):

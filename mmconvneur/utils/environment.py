@@ -1,8 +1,8 @@
 """Do the installed mm packages fit together? ``python -m mmconvneur.utils.environment`` tells.
 
-mmengine, mmcv, mmdet and mmseg come from two families of distributions (OneDL and OpenMMLab) that
-install under the same import names. pip lets one overwrite the other without a word, and it
-accepts an mmcv without its compiled operators.
+mmengine, mmcv, mmdet, mmseg and mmpretrain come from two families of distributions (OneDL and
+OpenMMLab) that install under the same import names. pip lets one overwrite the other without a
+word, and it accepts an mmcv without its compiled operators, which mmdet and mmseg need.
 
 Nothing but the standard library is imported with this module: ``setup.py`` and the Makefile read
 :data:`TESTED` from it on a bare machine.
@@ -27,10 +27,12 @@ TESTED = {
     'onedl-mmcv': '>=2.3.6,<2.4',
     'onedl-mmdetection': '>=3.5.1,<3.6',
     'onedl-mmsegmentation': '>=1.4.2,<1.5',
+    'onedl-mmpretrain': '>=1.3.6,<1.4',
     'mmengine': '>=0.10.7,<0.11',
     'mmcv': '>=2.1,<2.2',
     'mmdet': '>=3.3,<3.4',
     'mmsegmentation': '>=1.2.2,<1.3',
+    'mmpretrain': '>=1.2,<1.3',
 }
 """Distribution -> range of versions that the tests were run with."""
 
@@ -43,8 +45,12 @@ PROVIDERS = {
     'mmcv': ('onedl-mmcv', 'mmcv', 'mmcv-full', 'mmcv-lite'),
     'mmdet': ('onedl-mmdetection', 'mmdet'),
     'mmseg': ('onedl-mmsegmentation', 'mmsegmentation'),
+    'mmpretrain': ('onedl-mmpretrain', 'mmpretrain'),
 }
 """Import name -> distributions that install it: OneDL's, OpenMMLab's, then variants of those."""
+
+OF_OPERATORS = ('mmdet', 'mmseg')
+"""What needs mmcv's compiled operators."""
 
 DISTRIBUTIONS = {
     'PIL': 'Pillow',
@@ -104,12 +110,13 @@ def diagnose(paths: Sequence[str]) -> Report:
         problem = ', '.join(label(owner) for (owner,) in mm.values()) + ' come from two families'
         return Report('mixed families', problem, cure(foreign, owners))
     absent = [name for name in ('torch', 'mmengine', 'mmcv') if not owners[name]]
-    if 'mmdet' not in mm and 'mmseg' not in mm:
-        absent += ['mmdet', 'mmseg']
+    if not mm.keys() & {*OF_OPERATORS, 'mmpretrain'}:
+        absent += OF_OPERATORS
     if absent:
         return Report('none', f'{", ".join(absent)} not installed', cure(absent, owners))
     mmcv = folders.get('mmcv')  # an editable one is found by loading it alone
-    if mmcv and not any((mmcv / f'_ext{suffix}').exists() for suffix in EXTENSION_SUFFIXES):
+    compiled = mmcv and any((mmcv / f'_ext{suffix}').exists() for suffix in EXTENSION_SUFFIXES)
+    if mmcv and not compiled and mm.keys() & set(OF_OPERATORS):
         problem = f'{label(*mm["mmcv"])} has no compiled operators (mmcv._ext)'
         return Report('ops missing', problem, cure(['mmcv'], owners, '--no-cache-dir '))
     return Report('good', notes=tuple(_notes(owners)))
@@ -120,7 +127,9 @@ def examine() -> Report:
     report = diagnose(sys.path)
     if report.case != 'good':
         return report
-    for name in ('torch', 'mmengine', 'mmcv', 'mmcv._ext'):
+    owners = installed(sys.path)
+    operators = ('mmcv._ext',) * any(owners[name] for name in OF_OPERATORS)
+    for name in ('torch', 'mmengine', 'mmcv', *operators):
         try:
             import_module(name)
         except Exception as error:  # an extension for another Python or NumPy can raise anything
@@ -169,7 +178,7 @@ def main() -> int:
     report = examine()
     for name, owners in installed(sys.path).items():
         versions = ' and '.join(map(label, owners)) or '-'
-        print(f'{name:9} {versions:31} {_folder(name, sys.path) or "-"}')
+        print(f'{name:10} {versions:31} {_folder(name, sys.path) or "-"}')
     for note in report.notes:
         print(f'note: {note}')
     print(f'verdict: {report}')

@@ -41,26 +41,24 @@ class OwnLayout(NamedTuple):
     Attributes:
         name: Of the backbone.
         first_key: A key that every such file has.
-        trained: Keys that a file has that was trained here, not converted.
     """
 
     name: str
     first_key: str
-    trained: re.Pattern
 
     def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
         tensors = {key: value for key, value in inside.items() if OWN_KEY.fullmatch(key)}
         unused = outside + [key for key in inside if key not in tensors]
-        trained = any(map(self.trained.search, tensors))
-        return Supplied(self.name, tensors, [], unused, may_lack_norms=not trained)
+        # A classifier has the norm of its last map alone, and a converted file may have none.
+        norms = {key.split('.')[0] for key in tensors if key.startswith('norm')}
+        return Supplied(self.name, tensors, [], unused, may_lack_norms=len(norms) < 2)
 
 
 CONVNEUR = OwnLayout(
     'ConvNeur',
     first_key=f'stages.0.0.local_branch.{PARTS[0]}.weight',
-    trained=re.compile(r'\.global_branch\.'),
 )
-GLNET = OwnLayout('GLNet', first_key='stages.0.0.norm1.weight', trained=re.compile(r'^norm[0-2]\.'))
+GLNET = OwnLayout('GLNet', first_key='stages.0.0.norm1.weight')
 LAYOUTS: tuple[Layout | OwnLayout | GLNetLayout, ...] = (
     CONVNEUR,
     *CONVNEXTS,

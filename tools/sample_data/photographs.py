@@ -77,14 +77,16 @@ def crop(name: str, split: str, size: int, rng: np.random.Generator) -> tuple[np
     return square.astype(np.float32), [name, x, y, side, side]
 
 
-class Coin(NamedTuple):
+class Pictured(NamedTuple):
+    """A thing cut out of a picture."""
+
     grey: np.ndarray  # (height, width) float32 in 0..255
     matte: np.ndarray  # (height, width) float32 in 0..1
     source: Source
 
 
 @cache
-def coins(split: str) -> tuple[Coin, ...]:
+def coins(split: str) -> tuple[Pictured, ...]:
     """The coins of `split`, cut out of the coins photograph by a watershed on its gradient."""
     grey = photograph('coins')[..., 0]
     markers = np.where(grey < 30, 1, np.where(grey > 150, 2, 0))
@@ -100,7 +102,7 @@ def coins(split: str) -> tuple[Coin, ...]:
         matte = morphology.erosion(np.pad(region.image, 1), morphology.disk(1))[1:-1, 1:-1]
         matte = cv2.GaussianBlur(matte.astype(np.float32), (0, 0), 0.6)
         patch = grey[top:bottom, left:right].astype(np.float32)
-        cut.append(Coin(patch, matte, ['coins', left, top, right - left, bottom - top]))
+        cut.append(Pictured(patch, matte, ['coins', left, top, right - left, bottom - top]))
     return tuple(cut)
 
 

@@ -1,4 +1,4 @@
-"""The scene that every task returns, and the scenes of task `sample`.
+"""The scene that every task returns, and the scenes of things on photographed ground.
 
 A scene is a pure function of the split, its side `size` in pixels and a random generator.
 """
@@ -6,6 +6,7 @@ A scene is a pure function of the split, its side `size` in pixels and a random 
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -51,9 +52,12 @@ def finish(canvas: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _grounds(
-    split: str, size: int, rng: np.random.Generator
+    split: str, size: int, rng: np.random.Generator, things: int
 ) -> tuple[np.ndarray, np.ndarray, list[Source]]:
-    """One to three grounds with wavy borders: the canvas, its semantic values, its sources."""
+    """One to three grounds with wavy borders: the canvas, its semantic values, its sources.
+
+    The values of the grounds come after those of so many `things`.
+    """
     along = np.linspace(0, 1, size, dtype=np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     x, y = along[None], along[:, None]
@@ -75,7 +79,7 @@ def _grounds(
         picture = picture * np.float32(rng.uniform(0.75, 1.2))
         share = np.clip((across - border) * size + 0.5, 0, 1)[..., None]
         canvas = canvas * (1 - share) + picture * share
-        value = GROUNDS.index(name) + len(THING_CLASSES) + 1 if name != 'other' else 0
+        value = GROUNDS.index(name) + things + 1 if name != 'other' else 0
         values[share[..., 0] >= 0.5] = value
     return canvas, values, sources
 
@@ -96,19 +100,33 @@ def _material(
 
 
 def sample_scene(split: str, size: int, rng: np.random.Generator) -> Scene:
-    """Two to seven coins and textured shapes on photographed ground, some hiding others.
+    """Two to seven coins and textured shapes."""
 
-    A thing of which too little shows to be recognised (under 45 %, or a few pixels) is left out of
-    the picture.
-    """
-    canvas, ground, sources = _grounds(split, size, rng)
-    drawn = []
-    for _ in range(rng.integers(2, 8)):
+    def draw() -> tuple[int, Cutout]:
         label = int(rng.integers(len(THING_CLASSES)))
         shortest = SHORTEST.get(THING_CLASSES[label], 14)
         length = np.exp(rng.uniform(np.log(shortest), np.log(LONGEST))) * size / 192
         centre = rng.uniform(0.06, 0.94, 2) * size
-        drawn.append((label, cut(THING_CLASSES[label], split, size, centre, length, rng)))
+        return label, cut(THING_CLASSES[label], split, size, centre, length, rng)
+
+    return scene_of(draw, _material, len(THING_CLASSES), split, size, rng)
+
+
+def scene_of(
+    draw: Callable[[], tuple[int, Cutout]],
+    material: Callable[[Cutout, str, np.random.Generator], tuple[np.ndarray, list[Source]]],
+    classes: int,
+    split: str,
+    size: int,
+    rng: np.random.Generator,
+) -> Scene:
+    """Two to seven things, each with a class, on photographed ground, some hiding others.
+
+    A thing of which too little shows to be recognised (under 45 %, or a few pixels) is left out of
+    the picture. `material` gives a thing what it is made of, over the whole canvas.
+    """
+    canvas, ground, sources = _grounds(split, size, rng, classes)
+    drawn = [draw() for _ in range(rng.integers(2, 8))]
     least = max(12, 50 * (size / 192) ** 2)
     owner = owner_map([cutout for _, cutout in drawn], size)
     visible = np.bincount(owner.ravel(), minlength=len(drawn) + 1)[1:]
@@ -121,10 +139,10 @@ def sample_scene(split: str, size: int, rng: np.random.Generator) -> Scene:
     for cutout in cutouts:
         sources += cutout.sources
         for _ in range(TRIES):
-            material, used = _material(cutout, split, rng)
-            if stands_out(canvas, cutout, material):
+            made_of, used = material(cutout, split, rng)
+            if stands_out(canvas, cutout, made_of):
                 break
-        compose(canvas, cutout, material, light)
+        compose(canvas, cutout, made_of, light)
         sources += used
     canvas = canvas * np.float32(rng.uniform(0.93, 1.07, 3))
     return Scene(finish(canvas, rng), owner_map(cutouts, size), labels, ground, sources, [])

@@ -14,14 +14,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from .photographs import Source, coins
+from .photographs import Pictured, Source, coins
 
 THING_CLASSES = ('coin', 'star', 'triangle', 'ring', 'bar')
 SUPERSAMPLING = 4
 
 
 class Cutout(NamedTuple):
-    """A thing's outline on the canvas, and for a coin what it looks like."""
+    """A thing's outline on the canvas, and of a pictured thing what it looks like."""
 
     cover: np.ndarray  # (size, size) float32 in 0..1
     area: float  # in pixels, with what lies outside the canvas
@@ -84,19 +84,26 @@ def cut(
         cover = _fill([c + centre for c in contours], size)
         return Cutout(cover, areas[0] - sum(areas[1:]), length, None, [])
     held = coins(split)
-    coin = held[rng.integers(len(held))]
-    scale = length / max(coin.grey.shape)
+    return lay(held[rng.integers(len(held))], size, centre, length, turn)
+
+
+def lay(
+    pictured: Pictured, size: int, centre: np.ndarray, length: float, turn: np.ndarray
+) -> Cutout:
+    """A pictured thing on the canvas, turned by a matrix (2, 2)."""
+    grey, matte, source = pictured
+    scale = length / max(grey.shape)
     move = turn * scale * SUPERSAMPLING
-    middle = np.array(coin.grey.shape[::-1]) / 2
+    middle = np.array(grey.shape[::-1]) / 2
     offset = np.asarray(centre) * SUPERSAMPLING - move @ middle
     layers = cv2.warpAffine(
-        np.dstack([coin.grey, coin.matte]),
+        np.dstack([grey, matte]),
         np.column_stack([move, offset]),
         (size * SUPERSAMPLING,) * 2,
         flags=cv2.INTER_LINEAR,
     )
     face, cover = cv2.split(cv2.resize(layers, (size, size), interpolation=cv2.INTER_AREA))
-    return Cutout(cover, coin.matte.sum() * scale**2, length, face[..., None], [coin.source])
+    return Cutout(cover, matte.sum() * scale**2, length, face[..., None], [source])
 
 
 def owner_map(cutouts: list[Cutout], size: int) -> np.ndarray:

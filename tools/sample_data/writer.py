@@ -1,4 +1,4 @@
-"""Data sets on disk: pictures, COCO annotations and semantic masks."""
+"""Data sets on disk: pictures, COCO annotations, semantic masks, and things by their class."""
 
 from __future__ import annotations
 
@@ -16,16 +16,21 @@ from pycocotools import mask as coco_mask
 from mmconvneur.errors import UsageError
 
 from .corners import CUE_CLASSES, LEGEND_CLASSES, cue_scene, legend_scene
+from .fashion import FASHION_CLASSES, fashion_items, fashion_scene
 from .photographs import SPLITS
 from .scenes import STUFF_CLASSES, Scene, sample_scene
 from .things import THING_CLASSES
 
-MAKER = 'mmconvneur.sample_data 3'  # raise the number when the pictures change
+MAKER = 'mmconvneur.sample_data 4'  # raise the number when the pictures change
 SMALLEST = 64
 
 
 class Task(NamedTuple):
-    """How a task's scenes are made, their classes, and how many of which size by default."""
+    """How a task's scenes are made, their classes, and how many of which size by default.
+
+    For classification, `things/` gets cut-outs from the scenes or `items(split, **options)`: class,
+    name and picture of each.
+    """
 
     scene: Callable[..., Scene]
     things: tuple[str, ...]
@@ -33,12 +38,17 @@ class Task(NamedTuple):
     num_train: int
     num_val: int
     size: int
+    cut_out: bool = False
+    items: Callable[..., Iterable[tuple[int, str, np.ndarray]]] | None = None
 
 
 TASKS = {
-    'sample': Task(sample_scene, THING_CLASSES, STUFF_CLASSES, 750, 100, 192),
+    'sample': Task(sample_scene, THING_CLASSES, STUFF_CLASSES, 750, 100, 192, cut_out=True),
     'cue': Task(cue_scene, CUE_CLASSES, (), 3000, 300, 128),
     'legend': Task(legend_scene, LEGEND_CLASSES, (), 6000, 300, 128),
+    'fashion': Task(
+        fashion_scene, FASHION_CLASSES, STUFF_CLASSES, 4000, 500, 256, items=fashion_items
+    ),
 }
 
 
@@ -80,18 +90,43 @@ def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
 
 
 def _save_png(path: Path, image: np.ndarray) -> None:
-    path.write_bytes(cv2.imencode('.png', image)[1].tobytes())
+    """Write a label map `(H, W)`, or a picture `(H, W, 3)`, RGB."""
+    path.write_bytes(cv2.imencode('.png', image[..., ::-1] if image.ndim == 3 else image)[1])
 
 
-def _write_split(root: Path, split: str, scenes: Iterable[Scene], things: tuple[str, ...]) -> None:
+def _crop(scene: Scene, index: int) -> np.ndarray:
+    """The smallest square inside the picture around a thing and a tenth of its side beyond."""
+    x, y, width, height = cv2.boundingRect((scene.owner == index + 1).astype(np.uint8))
+    side = min(round(1.2 * max(width, height)), *scene.owner.shape)
+    bottom, right = (limit - side for limit in scene.owner.shape)
+    top = min(max(y + (height - side) // 2, 0), bottom)
+    left = min(max(x + (width - side) // 2, 0), right)
+    return scene.image[top : top + side, left : left + side]
+
+
+def _write_things(
+    root: Path, split: str, things: tuple[str, ...], items: Iterable[tuple[int, str, np.ndarray]]
+) -> None:
+    for name in things:
+        (root / 'things' / split / name).mkdir(parents=True, exist_ok=True)
+    for label, name, picture in items:
+        _save_png(root / 'things' / split / things[label] / f'{name}.png', picture)
+
+
+def _write_split(
+    root: Path, split: str, scenes: Iterable[Scene], things: tuple[str, ...], cut_out: bool
+) -> None:
     for kind in ('images', 'semantic'):
         (root / kind / split).mkdir(parents=True)
     (root / 'annotations').mkdir(exist_ok=True)
     images, annotations = [], []
     for index, scene in enumerate(scenes):
         name = f'{index:06d}.png'
-        _save_png(root / 'images' / split / name, cv2.cvtColor(scene.image, cv2.COLOR_RGB2BGR))
+        _save_png(root / 'images' / split / name, scene.image)
         _save_png(root / 'semantic' / split / name, scene.semantic)
+        if cut_out:
+            crops = ((x, f'{index:06d}_{i}', _crop(scene, i)) for i, x in enumerate(scene.labels))
+            _write_things(root, split, things, crops)
         height, width = scene.owner.shape
         record = dict(id=index, file_name=name, width=width, height=height)
         images.append(record | dict(sources=scene.sources, marks=scene.marks))
@@ -129,7 +164,7 @@ def make_dataset(
     """Writes a data set to `root`, unless it already holds the same one.
 
     It is made beside `root` and renamed when it is whole. Numbers and size (side in pixels) left
-    out are the task's own; `options` go to the task's scene function. `progress(range,
+    out are the task's own; `options` go to the task's functions. `progress(range,
     description)` iterates over the range, e.g. `rich.progress.track`.
 
     Returns:
@@ -165,7 +200,9 @@ def make_dataset(
         for split in SPLITS:
             indices = progress(range(numbers[f'num_{split}']), f'{task} {split}')
             scenes = (make_scene(task, split, i, numbers['size'], seed, **options) for i in indices)
-            _write_split(partial, split, scenes, chosen.things)
+            _write_split(partial, split, scenes, chosen.things, chosen.cut_out)
+            if chosen.items:
+                _write_things(partial, split, chosen.things, chosen.items(split, **options))
         (partial / 'dataset.json').write_text(json.dumps(description, indent=1) + '\n')
         if root.exists():
             shutil.rmtree(root)
