@@ -51,7 +51,7 @@ CARRIED := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation oned
 WITH_VERSIONS := import sys; from mmconvneur.utils.environment import TESTED; \
 	print(*(name + TESTED.get(name, "") for name in sys.argv[1:]), sep="\n")
 
-.PHONY: demo test test-quick test-slow lint docs install test-openmmlab test-openmmlab-lite wheels clean FORCE
+.PHONY: demo test lint docs install test-openmmlab test-openmmlab-lite wheels clean FORCE
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
@@ -62,6 +62,7 @@ demo: $(DEMO)/.tested $(DEMO)/training.png
 test: lint docs
 	$(MAKE) --jobs 2 test-quick test-slow
 
+.PHONY: test-quick test-slow
 test-quick test-slow:
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m $(if $(filter %quick,$@),"not slow",slow)
 
