@@ -55,8 +55,12 @@ CARRIED := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation oned
 WITH_VERSIONS := import sys; from mmconvneur.utils.environment import TESTED; \
 	print(*(name + TESTED.get(name, "") for name in sys.argv[1:]), sep="\n")
 
+<<<<<<< HEAD
 .PHONY: demo test test-quick test-slow lint docs install test-openmmlab test-openmmlab-lite \
 	test-classification wheels clean FORCE
+=======
+.PHONY: demo test lint docs install test-openmmlab test-openmmlab-lite wheels clean FORCE
+>>>>>>> house
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
@@ -67,6 +71,7 @@ demo: $(DEMO)/.tested $(DEMO)/training.png
 test: lint docs
 	$(MAKE) --jobs 2 test-quick test-slow
 
+.PHONY: test-quick test-slow
 test-quick test-slow:
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m $(if $(filter %quick,$@),"not slow",slow)
 

@@ -11,4 +11,4 @@ _base_ = [
     '_base_/runtimes/segmentation.py',
 ]
 model = dict(decode_head=dict(num_classes=8), auxiliary_head=dict(num_classes=8))
-default_hooks = dict(checkpoint=dict(interval=800))
+default_hooks = dict(checkpoint=dict(interval=1200))

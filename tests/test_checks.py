@@ -333,7 +333,7 @@ def test_label_maps_hold_the_numbers_of_the_classes(values, number, reduce, mist
         ),
         (
             *(SEGMENTATION, dict(train_cfg__max_iters=600)),
-            *(training.check_schedule, None, 'goes on to iteration 2400 (PolyLR)'),
+            *(training.check_schedule, None, 'goes on to iteration 7200 (PolyLR)'),
         ),
         (
             *(SEGMENTATION, dict(param_scheduler__1__by_epoch=True)),

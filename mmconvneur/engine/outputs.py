@@ -43,6 +43,8 @@ def enlarge(
 
     larger = sample.new()
     for part, data in sample.items():
+        if part == 'seg_logits':  # is not drawn, and is large
+            continue
         fields = {name: grow(name, value) for name, value in data.items()}
         setattr(larger, part, type(data)(metainfo=data.metainfo, **fields))
     return cv2.resize(image, size[::-1], interpolation=cv2.INTER_CUBIC), larger

@@ -1,7 +1,7 @@
-# Minutes on two CPU cores: short warm-up, linear decay.
+# An hour on a CPU core: short warm-up, linear decay.
 _base_ = 'segmentation_160k.py'
-max_iters = 2400
-train_cfg = dict(max_iters=max_iters, val_interval=800)
+max_iters = 7200
+train_cfg = dict(max_iters=max_iters, val_interval=1200)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=50, end=max_iters),
