@@ -55,12 +55,8 @@ CARRIED := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation oned
 WITH_VERSIONS := import sys; from mmconvneur.utils.environment import TESTED; \
 	print(*(name + TESTED.get(name, "") for name in sys.argv[1:]), sep="\n")
 
-<<<<<<< HEAD
-.PHONY: demo test test-quick test-slow lint docs install test-openmmlab test-openmmlab-lite \
-	test-classification wheels clean FORCE
-=======
-.PHONY: demo test lint docs install test-openmmlab test-openmmlab-lite wheels clean FORCE
->>>>>>> house
+.PHONY: demo test lint docs install test-openmmlab test-openmmlab-lite test-classification wheels \
+	clean FORCE
 
 demo: $(DEMO)/.tested $(DEMO)/training.png
 	@echo "detections beside their ground truth: $(DEMO)/pictures"
