@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import cv2
 import mmcv
@@ -32,7 +33,7 @@ def enlarge(
         return image, sample
     size = height * factor, width * factor
 
-    def grow(name: str, value: object) -> object:
+    def grow(name: str, value: Any) -> Any:
         if name == 'bboxes':
             return value * factor
         if not isinstance(value, torch.Tensor):
