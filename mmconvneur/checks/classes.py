@@ -16,6 +16,7 @@ from mmengine.registry import METRICS
 from torch import nn
 
 from ..utils.configs import as_list, resolve, scope_of
+from .annotations import is_coco, problems
 from .data import Run, Split, class_names, infos, number_of_images
 from .findings import Finding, doubt, some, wrong
 
@@ -147,7 +148,8 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
         if isinstance(evaluator, dict) and 'metrics' in evaluator:
             evaluator = evaluator['metrics']
         for metric in as_list(evaluator):
-            if not is_coco(resolve(METRICS, metric['type'], scope_of(run.cfg))):
+            kind = resolve(METRICS, metric['type'], scope_of(run.cfg))
+            if not is_coco(kind, 'CocoMetric') or is_coco(kind, 'CocoPanopticMetric'):
                 continue
             yield from check_masks_of_metric(run, split, metric)
             file = metric.get('ann_file')
@@ -156,6 +158,9 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
                 continue
             if not Path(file).is_file():
                 yield wrong(f'{split.name}_evaluator.ann_file={file} does not exist')
+                continue
+            if problem := next(problems(file, True, 'segm' in (metric.get('metric') or ())), None):
+                yield wrong(f'{split.name}_evaluator: {problem}')
                 continue
             there = category_names(file).values()
             missing = [name for name in class_names(ours[0]) or () if name not in there]
@@ -166,11 +171,6 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
                 )
             if not (len(ours) == 1 and same_file(file, ours[0].ann_file)):
                 yield from compare_images(split, ours, file)
-
-
-def is_coco(kind: object) -> bool:
-    names = [base.__name__ for base in getattr(kind, '__mro__', ())]
-    return 'CocoMetric' in names and 'CocoPanopticMetric' not in names
 
 
 def compare_images(split: Split, leaves: Sequence[Any], file: str) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..errors import UsageError
+from ..errors import UsageErrors
 from ..utils.arguments import usage_message
 from ..utils.configs import type_name
 from ..utils.widths import check_widths
@@ -46,8 +46,8 @@ def check_maps(run: Run) -> Iterator[Finding]:
     try:
         if run.model is not None:
             check_widths(run.model)
-    except UsageError as error:
-        yield wrong(str(error))
+    except UsageErrors as error:
+        yield from map(wrong, error.messages)
 
 
 def check_batch_norm(run: Run) -> Iterator[Finding]:

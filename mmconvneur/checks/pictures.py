@@ -17,6 +17,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UsageError
+from ..utils.arguments import usage_message
+from .annotations import problem_of
 from .classes import heads, lacks_masks
 from .data import Run, Split, class_names, is_local, leaves, number_of_images, transforms
 from .findings import Finding, doubt, some, wrong
@@ -298,13 +300,17 @@ def beyond_a_byte(file: str) -> int | None:
 def check_pipelines(run: Run) -> Iterator[Finding]:
     """The pipelines take an image; notes in ``run`` what training sees."""
     for split in run.splits:
+        name_files(split.dataset)
         for index in {0, len(split.dataset or ()) // 2} if split.dataset is not None else ():
             try:
                 sample = split.dataset[index]
             except Exception as error:
-                reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+                reason = usage_message(error) or f'{type(error).__name__}: {error}'
+                info = getattr(split.dataset, 'get_data_info', lambda index: {})(index)
+                image = info.get('img_path', f'image {index}')
                 yield wrong(
-                    f'image {index} of the {split.name} data does not pass its pipeline: {reason}'
+                    f'{image} of the {split.name} data does not pass its pipeline: '
+                    + ' '.join(reason.split())
                 )
                 break
             inputs = sample.get('inputs') if isinstance(sample, dict) else None
@@ -340,6 +346,8 @@ def prepare(leaf: Any, index: int) -> Any:
                 f'{info["img_path"]} has an object without a mask in {leaf.ann_file}: add it, or '
                 'set with_mask=False in LoadAnnotations'
             ) from error
+        if problem := problem_of(leaf):
+            raise UsageError(problem) from error
         raise
 
 
