@@ -51,5 +51,9 @@ def fits(value: object, hint: Any) -> bool:
     if kind is Sequence:
         listed = isinstance(value, Sequence) and not isinstance(value, str)
         return listed and all(fits(item, part) for part in parts for item in value)
-    known = {float: (int, float), bool: int, None: type(None)}
-    return not isinstance(kind, type) or isinstance(value, known.get(kind, kind))
+    if not isinstance(kind, type):
+        return True
+    if isinstance(value, bool) and kind in (int, float):
+        return False
+    known = {float: (int, float), bool: int}
+    return isinstance(value, known.get(kind, kind))

@@ -159,6 +159,56 @@ def test_heads_have_the_classes_of_the_data(name, path, number, sample):
     one(mistakes, f'model.{path}.num_classes is {number}', 'train and val', f'set it to {right}')
 
 
+def leave_out(part: str, name: str):
+    return lambda content: [item.pop(name) for item in content[part][2:]]
+
+
+def write(part: str, name: str, value: object):
+    return lambda content: content[part][1].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'problem'),
+    [
+        (leave_out('annotations', 'bbox'), 'annotations[2] has no bbox'),
+        (leave_out('images', 'height'), 'images[2] has no height'),
+        (write('annotations', 'bbox', [1, 2, 3]), "bbox is '[1, 2, 3]', but has to be x, y, width"),
+        (write('annotations', 'area', None), "annotations[1].area is 'None', but has to be int or"),
+        (write('annotations', 'id', 1), 'annotations[1].id=1 is there twice'),
+        (
+            write('annotations', 'segmentation', dict(size=[96], counts='1')),
+            'annotations[1].segmentation',
+        ),
+        (write('images', 'file_name', 3), "images[1].file_name is '3', but has to be str"),
+        (lambda content: content.update(images=3), 'no list of images: COCO has lists of images'),
+        (lambda content: content['annotations'].insert(0, 'x'), 'annotations[0] is x, but has to'),
+        ('{"images": [', 'is no JSON file'),
+    ],
+)
+def test_what_is_wrong_in_an_annotation_file_is_named(spoil, problem, sample):
+    file = sample / 'annotations' / 'instances_train.json'
+    content = json.loads(file.read_text())
+    if isinstance(spoil, str):
+        file.write_text(spoil)
+    else:
+        spoil(content)
+        file.write_text(json.dumps(content))
+    run = run_of(load(DETECTION), 'train')
+    mistakes = [finding.text for finding in run.splits[0].failed]
+    if not mistakes:  # masks are looked at when they are loaded
+        mistakes, _ = said(pictures.check_pipelines, run)
+    one(mistakes, 'data/sample/annotations/instances_train.json', problem)
+
+
+def test_the_file_of_the_evaluator_has_what_pycocotools_needs(sample):
+    file = sample / 'annotations' / 'instances_val.json'
+    content = json.loads(file.read_text())
+    leave_out('annotations', 'iscrowd')(content)
+    file.write_text(json.dumps(content))
+    mistakes, _ = said(classes.check_evaluator, run_of(load(DETECTION), 'val'))
+    one(mistakes, 'val_evaluator: data/sample/annotations/instances_val.json', 'has no iscrowd')
+
+
 @pytest.mark.parametrize('kind', ['images', 'boxes', 'classes', 'fewer', 'same'])
 def test_the_evaluator_has_the_file_of_its_images(kind, sample):
     cfg = load(DETECTION)

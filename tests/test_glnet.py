@@ -375,6 +375,10 @@ def test_what_does_not_fit_is_refused_in_one_line(make, problem):
         (dict(out_indices=(4,)), 'from -4 to 3'),
         (dict(frozen_stages=5), 'frozen_stages=5'),
         (dict(with_cp=[True]), 'with_cp has 1 entries'),
+        (dict(arch=dict(PLAIN, head_dim=0)), 'head_dim=0 must divide'),
+        (dict(arch=dict(PLAIN, mixers=3)), 'mixers=3 of arch: it has to be Sequence'),
+        (dict(norm_cfg=dict(type='Norm')), "norm_cfg={'type': 'Norm'} makes no norm"),
+        (dict(batch_invariant='no'), "batch_invariant='no' of GLNet: it has to be bool"),
     ],
     ids=str,
 )

@@ -58,7 +58,8 @@ def problems(file: str | Path, evaluated: bool = False, masks: bool = True) -> I
                     name == 'bbox' and not is_box(value)
                 ):
                     wanted = 'x, y, width, height' if name == 'bbox' else words(kind)
-                    yield f'{file}: {part}[{i}].{name} is {str(value)[:40]!r}, but has to be {wanted}'
+                    shown = repr(str(value)[:40])
+                    yield f'{file}: {part}[{i}].{name} is {shown}, but has to be {wanted}'
             if masks and isinstance(item, dict) and not is_mask(item.get('segmentation') or []):
                 yield f'{file}: {part}[{i}].segmentation is no list of polygons and no RLE dict'
     seen: set = set()

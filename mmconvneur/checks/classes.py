@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ def check_names(run: Run) -> Iterator[Finding]:
                     f'class write classes=({classes!r},), with a comma'
                 )
                 continue
+            if classes is not None and not isinstance(classes, (list, tuple)):
+                yield wrong(
+                    f'the classes of the {split.name} data are {classes!r}: give a tuple of names'
+                )
+                continue
+            if twice := [name for name, n in Counter(map(str, classes or ())).items() if n > 1]:
+                yield wrong(
+                    f'the {split.name} data has the classes {some(twice)} more than once: name '
+                    'each once'
+                )
+                continue
             file, ids = getattr(leaf, 'ann_file', None), getattr(leaf, 'cat_ids', None)
             if not classes or not file or ids is None:
                 continue
@@ -44,7 +56,7 @@ def compare(
     split: str, classes: list[str], labels: list[str], categories: list[str], file: str
 ) -> Iterator[Finding]:
     """``labels`` are the names that the annotations give to label 0, 1, ..., of ``categories``."""
-    absent = [name for name in classes if name not in categories]
+    absent = [repr(n) if n != n.strip() else n for n in classes if n not in categories]
     spare = [name for name in categories if name not in classes]
     near = {name: closest(name, spare) for name in absent}
     hint = ''.join(f' (did you mean {near[name]}?)' for name in absent[:1] if near[name])

@@ -29,6 +29,7 @@ def build_model(cfg: Config) -> tuple[nn.Module | None, list[Finding]]:
 
     What is a user's mistake is a finding, anything else is left to the runner.
     """
+    message = None
     for device in ('meta', 'cpu'):  # some networks compute with numbers while they are built
         try:
             with torch.device(device):
@@ -36,9 +37,7 @@ def build_model(cfg: Config) -> tuple[nn.Module | None, list[Finding]]:
                 return revert_sync_batchnorm(MODELS.build(deepcopy(cfg.model))), []
         except Exception as error:
             message = usage_message(error)
-            if message is not None:
-                return None, [wrong(message)]
-    return None, []
+    return None, [wrong(message)] if message is not None else []
 
 
 def check_maps(run: Run) -> Iterator[Finding]:

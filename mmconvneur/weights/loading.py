@@ -30,7 +30,8 @@ COUNTER = 'num_batches_tracked'
 def split_init_cfg(init_cfg: dict | Sequence[dict] | None) -> tuple[list[dict], list[dict]]:
     """The files of an ``init_cfg``, which :func:`load_pretrained` takes, and what MMEngine does."""
     cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
-    if not isinstance(cfgs, (list, tuple)) or not all('type' in cfg for cfg in cfgs):
+    listed = isinstance(cfgs, (list, tuple))
+    if not listed or not all(isinstance(cfg, dict) and 'type' in cfg for cfg in cfgs):
         raise UsageError(
             f"init_cfg={init_cfg!r}: write init_cfg=dict(type='Pretrained', checkpoint=...)"
         )

@@ -101,7 +101,7 @@ class StagedBackbone(BaseModule):
     def check_options(cls, options: Mapping[str, Any]) -> None:
         """Raise ``UsageError`` for an option of another type than it is annotated with, or out of
         its range."""
-        better = ('init_cfg', 'global_mixer')  # are told how they are written
+        better = ('init_cfg', 'global_mixer', 'placement')  # are told how they are written
         hints = {k: v for k, v in get_type_hints(cls.__init__).items() if k not in better}
         check_types(cls.__name__, options, hints)
         if options['in_channels'] < 1:

@@ -34,7 +34,11 @@ ARCHS: dict[str, dict] = {
     ),
 }
 ARCH_TYPES = dict(
-    channels=Sequence[int], depths=Sequence[int], mlp_ratio=float, layer_scale=float, kernel_size=int
+    channels=Sequence[int],
+    depths=Sequence[int],
+    mlp_ratio=float,
+    layer_scale=float,
+    kernel_size=int,
 )
 ARCH_DEFAULTS = dict(mlp_ratio=4, layer_scale=1.0, kernel_size=7)
 INIT_CFG = (
@@ -165,7 +169,8 @@ def resolve_placement(placement: str | Sequence[int], depths: Sequence[int]) -> 
     if placement == 'block':
         return {(i, j) for i, depth in enumerate(depths) for j in range(depth)}
     stages = range(len(depths)) if placement == 'stage' else placement
-    if isinstance(stages, (str, int)) or not set(stages) <= set(range(len(depths))):
+    listed = isinstance(stages, Sequence) and not isinstance(stages, str)
+    if not listed or not all(i in range(len(depths)) for i in stages):
         raise UsageError(
             f"unknown placement {placement!r}: choose 'stage', 'block' "
             f'or a list of stages from 0 to {len(depths) - 1}'

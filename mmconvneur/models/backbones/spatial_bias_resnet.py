@@ -151,9 +151,6 @@ class SpatialBiasResNet(ResNet):
         options = dict(kwargs, depth=depth, norm_cfg=norm_cfg, norm_eval=norm_eval)
         hints = get_type_hints(SpatialBiasResNet.__init__)
         check_types('SpatialBiasResNet', options, hints | RESNET_TYPES)
-        for name in ('strides', 'dilations'):
-            if min(kwargs.get(name, ()), default=1) < 1:
-                raise UsageError(f'{name}={kwargs[name]}: give positive numbers')
         if depth not in self.arch_settings:
             raise UsageError(f'SpatialBiasResNet has no depth {depth}: choose 50 or 101')
         if dcn is not None or plugins is not None:
@@ -161,6 +158,12 @@ class SpatialBiasResNet(ResNet):
         if norm_cfg.get('type') == 'GN':
             raise UsageError('SpatialBiasResNet takes no group norm: set norm_cfg to BN or SyncBN')
         stages = kwargs.get('num_stages', 4)
+        for name, default in (('strides', (1, 2, 2, 2)), ('dilations', (1, 1, 1, 1))):
+            values = kwargs.get(name, default)
+            if len(values) != stages or min(values, default=1) < 1:
+                raise UsageError(
+                    f'{name}={values}: give positive numbers, one for each of num_stages={stages}'
+                )
         options['out_indices'] = resolve_out_indices(
             kwargs.get('out_indices', range(stages)), stages
         )
