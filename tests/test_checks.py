@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MessageHub
 from mmengine.optim import LinearLR
-from mmengine.registry import init_default_scope
+from mmengine.registry import OPTIMIZERS, init_default_scope
 from PIL import Image
 from steps import CONFIGS, ROOT
 from torch.utils.data import DataLoader
@@ -109,6 +109,8 @@ WRAPPERS = {
         (tuple(f'c{i}' for i in range(95)) + CLASSES, None, ["'coin' counts as 'c0'"], False),
         (('coins', 'stars'), 'Concat', ['none of the train classes', 'did you mean coin?'], False),
         ('coin', None, ["classes=('coin',)"], False),
+        (5, 'Concat', ['are 5: give a tuple of names'], False),
+        (('coin', *CLASSES), None, ['has the classes coin more than once'], False),
     ],
 )
 def test_classes_are_those_of_the_annotation_file(names, wrapper, mistake, is_doubtful, sample):
@@ -355,6 +357,23 @@ def test_label_maps_hold_the_numbers_of_the_classes(values, number, reduce, mist
     assert len(mistakes) == bool(mistake) and not doubts
 
 
+@pytest.mark.parametrize(
+    ('name', 'steps', 'problem'),
+    [
+        (DETECTION, [0, -1], 'the train pipeline loads no boxes'),
+        (DETECTION, [0, 1], 'the train pipeline gives no inputs: end it with PackDetInputs'),
+        (SEGMENTATION, [0, -1], 'the train pipeline loads no label map'),
+        (SEGMENTATION, [0, 1], 'the train pipeline gives no inputs: end it with PackSegInputs'),
+    ],
+)
+def test_pipelines_give_what_models_need(name, steps, problem, sample):
+    cfg = load(name)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    cfg.train_dataloader.dataset.pipeline = [pipeline[i] for i in steps]
+    mistakes, _ = said(pictures.check_pipelines, run_of(cfg, 'train', model=True))
+    one(mistakes, problem)
+
+
 # --------------------------------------------------------------------- loops, workers, schedules
 
 
@@ -390,6 +409,40 @@ def test_label_maps_hold_the_numbers_of_the_classes(values, number, reduce, mist
             *(training.check_schedule, None, 'never steps'),
         ),
         (SEGMENTATION, {}, training.check_saving, None, None),
+        (SEGMENTATION, dict(train_cfg__max_iters=2400.0), training.check_numbers, None, None),
+        (
+            *(DETECTION, dict(train_dataloader__batch_size=0)),
+            *(training.check_numbers, 'train_dataloader.batch_size=0: give a whole', None),
+        ),
+        (
+            *(DETECTION, dict(train_cfg__max_epochs='many')),
+            *(training.check_numbers, "train_cfg.max_epochs='many': give a whole", None),
+        ),
+        (
+            *(SEGMENTATION, dict(train_cfg__val_interval=0)),
+            *(training.check_numbers, 'train_cfg.val_interval=0: give a whole', None),
+        ),
+        (DETECTION, {}, training.check_parts, None, None),
+        (
+            *(DETECTION, dict(val_evaluator=None)),
+            *(training.check_parts, 'no val_evaluator, but val_dataloader and val_cfg', None),
+        ),
+        (
+            *(SEGMENTATION, dict(optim_wrapper__optimizer__type='AdamX')),
+            *(training.check_parts, 'type=AdamX is no optimizer: did you mean Adam', None),
+        ),
+        (
+            *(DETECTION, dict(default_hooks__checkpoint__save_best='coco/segm_mAP')),
+            *(training.check_best, None, None),
+        ),
+        (
+            *(DETECTION, dict(default_hooks__checkpoint__save_best='coco/bbox_map')),
+            *(training.check_best, 'save_best=coco/bbox_map is no metric', None),
+        ),
+        (
+            *(SEGMENTATION, dict(default_hooks__checkpoint__save_best='miou')),
+            *(training.check_best, 'save_best=miou is no metric of val_evaluator', None),
+        ),
         (
             *(SEGMENTATION, dict(default_hooks__checkpoint__by_epoch=True)),
             *(training.check_saving, None, 'nothing is saved before the end'),
@@ -436,6 +489,25 @@ def test_dicts_on_the_command_line(monkeypatch):
     for bad in ('dict(type=Pretrained)', 'dict(a=open(1))', "dict(a='"):
         with pytest.raises(UsageError, match='no Python value'):
             parsed(bad)
+
+
+def test_what_mmengine_cannot_build_is_named_with_its_options():
+    optimizer = dict(type='SGD', lr=-1, momentum=0.9)
+    with pytest.raises(ValueError) as error:
+        OPTIMIZERS.build(dict(optimizer, params=[torch.zeros(1, requires_grad=True)]))
+    message = usage_message(error.value)
+    assert message.startswith('SGD cannot be built with ') and 'lr=-1, momentum=0.9' in message
+    assert 'ValueError: Invalid learning rate: -1 (sgd.py, line' in message
+
+
+def test_a_few_images_need_not_show_every_class(sample):
+    split = run_of(load(SEGMENTATION), 'val').splits[0]
+    counts = np.zeros(256, np.int64)
+    counts[[0, 6, 255]] = 7
+    for name, certain in (('val', False), ('train', True)):
+        split.name = name
+        (found,) = pictures.judge(split, split.leaves[0], counts, None, 8, all_read=True)
+        assert 'no pixel of the last class' in found.text and found.is_doubt != certain
 
 
 # ----------------------------------------------------------------------------------------- network

@@ -327,6 +327,18 @@ def test_a_failed_import_is_not_blamed_on_operators(absent, command, monkeypatch
     assert report.case == 'import fails' and report.cure.endswith(command)
 
 
+def test_the_study_names_scikit_image_where_it_is_absent(monkeypatch):
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'sample_data']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'skimage', None)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(TOOLS / 'compare_mixers.py'))
+    assert (
+        stopped.value.code.startswith('error: ')
+        and 'pip install scikit-image' in stopped.value.code
+    )
+
+
 @pytest.mark.parametrize('dists', [ONEDL, OPENMMLAB], ids=['onedl', 'openmmlab'])
 @pytest.mark.parametrize(('config', 'absent'), [(DETECTION, 'mmdet'), (SEGMENTATION, 'mmseg')])
 def test_what_is_not_installed_is_named_in_the_family_of_the_rest(

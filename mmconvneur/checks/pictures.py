@@ -13,11 +13,13 @@ from typing import Any
 import cv2
 import mmcv
 import numpy as np
+from mmengine.structures import BaseDataElement
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UsageError
 from ..utils.arguments import usage_message
+from ..utils.configs import FAMILIES
 from .annotations import problem_of
 from .classes import heads, lacks_masks
 from .data import Run, Split, class_names, is_local, leaves, number_of_images, transforms
@@ -315,11 +317,33 @@ def check_pipelines(run: Run) -> Iterator[Finding]:
                     + ' '.join(reason.split())
                 )
                 break
+            if problem := what_is_missing(split, sample, run.model):
+                yield wrong(problem)
+                break
             inputs = sample.get('inputs') if isinstance(sample, dict) else None
             if split.name == 'train' and isinstance(inputs, Tensor):
                 shape = tuple(inputs.shape)
                 seen = run.input_shape or shape
                 run.input_shape = (shape[0], *map(max, shape[1:], seen[1:]))
+
+
+def what_is_missing(split: Split, sample: Any, model: Any) -> str | None:
+    """What models of mmdet and mmseg need of a pipeline and do not get."""
+    family = type(getattr(model, 'data_preprocessor', None)).__module__.partition('.')[0]
+    if family not in FAMILIES or not isinstance(sample, dict):
+        return None
+    if 'inputs' not in sample:
+        pack = 'PackDetInputs' if family == 'mmdet' else 'PackSegInputs'
+        return f'the {split.name} pipeline gives no inputs: end it with {pack}'
+    truth = sample.get('data_samples')
+    if split.name != 'train' or not isinstance(truth, BaseDataElement):
+        return None
+    boxes = hasattr(model, 'rpn_head') or hasattr(model, 'bbox_head')
+    if boxes and 'bboxes' not in truth.get('gt_instances', ('bboxes',)):
+        return 'the train pipeline loads no boxes: add LoadAnnotations with with_bbox=True'
+    if hasattr(model, 'decode_head') and 'gt_sem_seg' not in truth:
+        return 'the train pipeline loads no label map: add LoadAnnotations'
+    return None
 
 
 def name_files(dataset: Any) -> None:

@@ -87,12 +87,18 @@ def unbuilt(error: BaseException) -> str | None:
     if not builds or 'obj_cls' not in (found := builds[-1].f_locals):
         return None
     name = getattr(found['obj_cls'], '__name__', found['obj_cls'])
-    plain = {k: v for k, v in found['args'].items() if not isinstance(v, dict)}
-    options = ', '.join(f'{key}={str(value)[:80]}' for key, value in plain.items())
+    given = {k: str(v) for k, v in found['args'].items() if not holds_more(v)}
+    options = ', '.join(f'{key}={value[:80]}' for key, value in given.items())
     frame, line = calls[-1]
     place = f'{Path(frame.f_code.co_filename).name}, line {line}'
     reason = f'{type(error).__name__}: {error}'
     return f'{name} cannot be built with {options or "its defaults"}: {reason} ({place})'
+
+
+def holds_more(value: object) -> bool:
+    """Whether an option is a part of its own, or several."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return not all(isinstance(v, (str, int, float, list, tuple, type(None))) for v in values)
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:

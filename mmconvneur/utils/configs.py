@@ -155,6 +155,8 @@ def taken(part: dict, widths: Sequence[int]) -> list[int] | int:
 def find_config(name: str) -> Path:
     """A config file by its path, or a shipped one by its name."""
     path = Path(name)
+    if path.is_dir():
+        raise UsageError(f'config {name} is a folder: give the path of a config in it')
     return path if path.is_file() else shipped_config(f'{path.stem}.py', name)
 
 
@@ -172,6 +174,8 @@ def check_family(cfg: Config) -> None:
 
     mmseg may borrow heads from mmdet (Mask2Former does), but its model, data and metrics may not.
     """
+    if 'model' in cfg and not (cfg.model or {}).get('type'):
+        raise UsageError("model of the config has no type: write model=dict(type='MaskRCNN', ...)")
     scope = family(cfg)
     if scope is None:
         return
