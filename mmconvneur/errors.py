@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin
 
 
 class UsageError(ValueError):
@@ -24,3 +27,33 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     choices = list(choices)
     if value not in choices:
         raise UsageError(f'unknown {what} {value!r}: choose one of {", ".join(choices)}')
+
+
+def check_types(what: str, values: Mapping[str, object], hints: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` for the value of an option that is not of its type.
+
+    Args:
+        what: Whose options they are.
+        values: By the names of the options.
+        hints: Their annotations, where they have any.
+    """
+    for name, hint in hints.items():
+        if name in values and not fits(values[name], hint):
+            wanted = inspect.formatannotation(hint).replace('collections.abc.', '')
+            raise UsageError(f'{name}={values[name]!r} of {what}: it has to be {wanted}')
+
+
+def fits(value: object, hint: Any) -> bool:
+    """Whether a value is of an annotated type; of annotations it does not know all values are."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, types.UnionType):
+        return any(fits(value, part) for part in parts)
+    if kind is Sequence:
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        return listed and all(fits(item, part) for part in parts for item in value)
+    if not isinstance(kind, type):
+        return True
+    if isinstance(value, bool) and kind in (int, float):
+        return False
+    known = {float: (int, float), bool: int}
+    return isinstance(value, known.get(kind, kind))

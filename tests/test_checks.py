@@ -25,7 +25,7 @@ from mmengine.config import Config
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MessageHub
 from mmengine.optim import LinearLR
-from mmengine.registry import init_default_scope
+from mmengine.registry import OPTIMIZERS, init_default_scope
 from PIL import Image
 from steps import CONFIGS, ROOT
 from torch.utils.data import DataLoader
@@ -109,6 +109,8 @@ WRAPPERS = {
         (tuple(f'c{i}' for i in range(95)) + CLASSES, None, ["'coin' counts as 'c0'"], False),
         (('coins', 'stars'), 'Concat', ['none of the train classes', 'did you mean coin?'], False),
         ('coin', None, ["classes=('coin',)"], False),
+        (5, 'Concat', ['are 5: give a tuple of names'], False),
+        (('coin', *CLASSES), None, ['has the classes coin more than once'], False),
     ],
 )
 def test_classes_are_those_of_the_annotation_file(names, wrapper, mistake, is_doubtful, sample):
@@ -157,6 +159,56 @@ def test_heads_have_the_classes_of_the_data(name, path, number, sample):
     run.model.get_submodule(path).num_classes = number
     mistakes, _ = said(classes.check_heads, run)
     one(mistakes, f'model.{path}.num_classes is {number}', 'train and val', f'set it to {right}')
+
+
+def leave_out(part: str, name: str):
+    return lambda content: [item.pop(name) for item in content[part][2:]]
+
+
+def write(part: str, name: str, value: object):
+    return lambda content: content[part][1].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'problem'),
+    [
+        (leave_out('annotations', 'bbox'), 'annotations[2] has no bbox'),
+        (leave_out('images', 'height'), 'images[2] has no height'),
+        (write('annotations', 'bbox', [1, 2, 3]), "bbox is '[1, 2, 3]', but has to be x, y, width"),
+        (write('annotations', 'area', None), "annotations[1].area is 'None', but has to be int or"),
+        (write('annotations', 'id', 1), 'annotations[1].id=1 is there twice'),
+        (
+            write('annotations', 'segmentation', dict(size=[96], counts='1')),
+            'annotations[1].segmentation',
+        ),
+        (write('images', 'file_name', 3), "images[1].file_name is '3', but has to be str"),
+        (lambda content: content.update(images=3), 'no list of images: COCO has lists of images'),
+        (lambda content: content['annotations'].insert(0, 'x'), 'annotations[0] is x, but has to'),
+        ('{"images": [', 'is no JSON file'),
+    ],
+)
+def test_what_is_wrong_in_an_annotation_file_is_named(spoil, problem, sample):
+    file = sample / 'annotations' / 'instances_train.json'
+    content = json.loads(file.read_text())
+    if isinstance(spoil, str):
+        file.write_text(spoil)
+    else:
+        spoil(content)
+        file.write_text(json.dumps(content))
+    run = run_of(load(DETECTION), 'train')
+    mistakes = [finding.text for finding in run.splits[0].failed]
+    if not mistakes:  # masks are looked at when they are loaded
+        mistakes, _ = said(pictures.check_pipelines, run)
+    one(mistakes, 'data/sample/annotations/instances_train.json', problem)
+
+
+def test_the_file_of_the_evaluator_has_what_pycocotools_needs(sample):
+    file = sample / 'annotations' / 'instances_val.json'
+    content = json.loads(file.read_text())
+    leave_out('annotations', 'iscrowd')(content)
+    file.write_text(json.dumps(content))
+    mistakes, _ = said(classes.check_evaluator, run_of(load(DETECTION), 'val'))
+    one(mistakes, 'val_evaluator: data/sample/annotations/instances_val.json', 'has no iscrowd')
 
 
 @pytest.mark.parametrize('kind', ['images', 'boxes', 'classes', 'fewer', 'same'])
@@ -305,6 +357,23 @@ def test_label_maps_hold_the_numbers_of_the_classes(values, number, reduce, mist
     assert len(mistakes) == bool(mistake) and not doubts
 
 
+@pytest.mark.parametrize(
+    ('name', 'steps', 'problem'),
+    [
+        (DETECTION, [0, -1], 'the train pipeline loads no boxes'),
+        (DETECTION, [0, 1], 'the train pipeline gives no inputs: end it with PackDetInputs'),
+        (SEGMENTATION, [0, -1], 'the train pipeline loads no label map'),
+        (SEGMENTATION, [0, 1], 'the train pipeline gives no inputs: end it with PackSegInputs'),
+    ],
+)
+def test_pipelines_give_what_models_need(name, steps, problem, sample):
+    cfg = load(name)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    cfg.train_dataloader.dataset.pipeline = [pipeline[i] for i in steps]
+    mistakes, _ = said(pictures.check_pipelines, run_of(cfg, 'train', model=True))
+    one(mistakes, problem)
+
+
 # --------------------------------------------------------------------- loops, workers, schedules
 
 
@@ -340,6 +409,40 @@ def test_label_maps_hold_the_numbers_of_the_classes(values, number, reduce, mist
             *(training.check_schedule, None, 'never steps'),
         ),
         (SEGMENTATION, {}, training.check_saving, None, None),
+        (SEGMENTATION, dict(train_cfg__max_iters=2400.0), training.check_numbers, None, None),
+        (
+            *(DETECTION, dict(train_dataloader__batch_size=0)),
+            *(training.check_numbers, 'train_dataloader.batch_size=0: give a whole', None),
+        ),
+        (
+            *(DETECTION, dict(train_cfg__max_epochs='many')),
+            *(training.check_numbers, "train_cfg.max_epochs='many': give a whole", None),
+        ),
+        (
+            *(SEGMENTATION, dict(train_cfg__val_interval=0)),
+            *(training.check_numbers, 'train_cfg.val_interval=0: give a whole', None),
+        ),
+        (DETECTION, {}, training.check_parts, None, None),
+        (
+            *(DETECTION, dict(val_evaluator=None)),
+            *(training.check_parts, 'no val_evaluator, but val_dataloader and val_cfg', None),
+        ),
+        (
+            *(SEGMENTATION, dict(optim_wrapper__optimizer__type='AdamX')),
+            *(training.check_parts, 'type=AdamX is no optimizer: did you mean Adam', None),
+        ),
+        (
+            *(DETECTION, dict(default_hooks__checkpoint__save_best='coco/segm_mAP')),
+            *(training.check_best, None, None),
+        ),
+        (
+            *(DETECTION, dict(default_hooks__checkpoint__save_best='coco/bbox_map')),
+            *(training.check_best, 'save_best=coco/bbox_map is no metric', None),
+        ),
+        (
+            *(SEGMENTATION, dict(default_hooks__checkpoint__save_best='miou')),
+            *(training.check_best, 'save_best=miou is no metric of val_evaluator', None),
+        ),
         (
             *(SEGMENTATION, dict(default_hooks__checkpoint__by_epoch=True)),
             *(training.check_saving, None, 'nothing is saved before the end'),
@@ -386,6 +489,25 @@ def test_dicts_on_the_command_line(monkeypatch):
     for bad in ('dict(type=Pretrained)', 'dict(a=open(1))', "dict(a='"):
         with pytest.raises(UsageError, match='no Python value'):
             parsed(bad)
+
+
+def test_what_mmengine_cannot_build_is_named_with_its_options():
+    optimizer = dict(type='SGD', lr=-1, momentum=0.9)
+    with pytest.raises(ValueError) as error:
+        OPTIMIZERS.build(dict(optimizer, params=[torch.zeros(1, requires_grad=True)]))
+    message = usage_message(error.value)
+    assert message.startswith('SGD cannot be built with ') and 'lr=-1, momentum=0.9' in message
+    assert 'ValueError: Invalid learning rate: -1 (sgd.py, line' in message
+
+
+def test_a_few_images_need_not_show_every_class(sample):
+    split = run_of(load(SEGMENTATION), 'val').splits[0]
+    counts = np.zeros(256, np.int64)
+    counts[[0, 6, 255]] = 7
+    for name, certain in (('val', False), ('train', True)):
+        split.name = name
+        (found,) = pictures.judge(split, split.leaves[0], counts, None, 8, all_read=True)
+        assert 'no pixel of the last class' in found.text and found.is_doubt != certain
 
 
 # ----------------------------------------------------------------------------------------- network

@@ -440,6 +440,18 @@ def test_export_with_dynamic_height_and_width():
         (dict(out_indices=(3, -1)), 'distinct stages'),
         (dict(frozen_stages=5), 'frozen_stages=5'),
         (dict(with_cp=[True]), 'with_cp has 1 entries'),
+        (dict(arch=dict(TINY, depths=2)), r'depths=2 of arch: it has to be Sequence\[int\]'),
+        (dict(arch=dict(TINY, depths=(1, 0, 1, 1))), r'depths=\(1, 0, 1, 1\): give positive'),
+        (dict(arch=dict(TINY, mlp_ratio=0)), 'mlp_ratio=0 of arch'),
+        (dict(arch=dict(TINY, kernel_size=4)), 'kernel_size=4 of arch: give an odd number'),
+        (dict(arch={**TINY, 3: 1}), 'arch has the keys .*, 3: it takes'),
+        (dict(out_indices='all'), r"out_indices='all' of ConvNeur: it has to be int | Sequence"),
+        (dict(out_indices=[[0]]), r'out_indices=\[\[0\]\] of ConvNeur'),
+        (dict(frozen_stages=None), 'frozen_stages=None of ConvNeur: it has to be int'),
+        (dict(drop_path_rate=1), 'drop_path_rate=1: give 0 to less than 1'),
+        (dict(in_channels=0), 'in_channels=0 must be positive'),
+        (dict(global_mixer=dict(num_heads=2)), "global_mixer={'num_heads': 2}: give a config"),
+        (dict(init_cfg=[3]), r'init_cfg=\[3\]: write init_cfg=dict'),
     ],
     ids=str,
 )
@@ -456,3 +468,6 @@ def test_bad_images_are_named():
         tiny()(torch.zeros(3, 64, 64))
     with pytest.raises(UsageError, match='ConvNeur needs images .* 32 x 32 pixels and got 31 x 64'):
         tiny()(torch.zeros(1, 3, 31, 64))
+    five = ConvNeur(dict(channels=(8,) * 5, depths=(1,) * 5), out_indices=-1)
+    with pytest.raises(UsageError, match='at least 64 x 64 pixels and got 63 x 64'):
+        five(torch.zeros(1, 3, 63, 64))

@@ -364,6 +364,10 @@ def test_what_does_not_fit_is_refused_in_one_line(make, problem):
         (dict(arch=dict(PLAIN, mixers=['glmix'] * 4)), "kinds 'glmix' of a stage"),
         (dict(arch=dict(PLAIN, mixers=[()] * 4)), r'kinds \(\) of a stage'),
         (dict(arch=dict(PLAIN, head_dim=16)), 'head_dim=16 must divide the channels 8'),
+        (dict(arch=dict(PLAIN, head_dim=0)), 'head_dim=0 must divide'),
+        (dict(arch=dict(PLAIN, mixers=3)), 'mixers=3 of arch: it has to be Sequence'),
+        (dict(norm_cfg=dict(type='Norm')), "norm_cfg={'type': 'Norm'} makes no norm"),
+        (dict(batch_invariant='no'), "batch_invariant='no' of GLNet: it has to be bool"),
     ],
     ids=str,
 )

@@ -25,6 +25,7 @@ from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from mmconvneur import ConvNeur, UsageError
 from mmconvneur.apis.inference import infer, inference_pipeline, load_model
+from mmconvneur.errors import UsageErrors
 from mmconvneur.utils import configs, environment
 from mmconvneur.utils.arguments import OptionsAction, usage_message
 from mmconvneur.utils.configs import check_family, check_options, check_pretrained, fill_in
@@ -84,9 +85,14 @@ def test_parts_that_fit_are_accepted(family, part, options):
     ('family', 'options', 'parts'),
     [
         ('mmdet', dict(neck=dict(in_channels=[8, 16, 24, 40])), ['neck.in_channels=[8, 16, 24, 4']),
-        ('mmdet', dict(backbone=dict(out_indices=(1, 2, 3))), ['neck', 'gives [16, 24, 32]']),
-        ('mmdet', dict(rpn_head=dict(in_channels=32)), ['rpn_head.in_channels=32', 'gets 64']),
+        ('mmdet', dict(backbone=dict(out_indices=(1, 2, 3))), ['gives [16, 24, 32]']),
+        ('mmdet', dict(rpn_head=dict(in_channels=32)), ['rpn_head.in_channels=32']),
         ('mmseg', dict(auxiliary_head=dict(in_channels=23)), ['auxiliary_head.in_channels=23']),
+        (
+            'mmseg',
+            dict(backbone=dict(out_indices=(0, 1)), decode_head=dict(in_index=[0, 1, 2, -2])),
+            ['decode_head.in_index=[0, 1, 2, -2], but the', 'auxiliary_head.in_index=2, but the'],
+        ),
         (
             'mmseg',
             dict(
@@ -99,14 +105,16 @@ def test_parts_that_fit_are_accepted(family, part, options):
             ['decode_head.in_channels=31', 'auxiliary_head.in_channels=23'],
         ),
     ],
-    ids=['neck', 'number', 'rpn', 'auxiliary', 'both'],
+    ids=['neck', 'number', 'rpn', 'auxiliary', 'stages', 'both'],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_all_named(family, options, parts):
     cfg = tiny(family)
     cfg.merge_from_dict(dict(model=options))
     with pytest.raises(UsageError) as error:
         check_widths(build(cfg))
-    assert all(part in str(error.value) for part in parts), error.value
+    assert len(error.value.messages) == len(parts)
+    for message, part in zip(error.value.messages, parts, strict=True):
+        assert part in message
 
 
 def test_a_width_that_only_training_meets_is_told_in_one_line():
@@ -123,6 +131,12 @@ def test_a_swapped_mmseg_config_is_told_all_its_lines():
         check_pretrained(cfg)
     lines = 'pretrained=None, decode_head=dict(in_channels=[8, 16, 24, 32]), '
     assert lines + 'auxiliary_head=dict(in_channels=24)' in str(error.value)
+    cfg.model.auxiliary_head.in_index = 4
+    with pytest.raises(UsageErrors) as errors:
+        check_pretrained(cfg)
+    swapped, beyond = errors.value.messages
+    assert lines[:-2] + ', and weights' in swapped
+    assert 'auxiliary_head.in_index=4, but the backbone gives 4 maps' in beyond
 
 
 # ------------------------------------------------------------------------------------ options
@@ -228,6 +242,13 @@ def test_images_are_read_as_the_test_data_says(family, channels, tmp_path):
     assert model.dataset_meta['classes'] == cfg.metainfo.classes
 
 
+@pytest.mark.parametrize(('channels', 'shown'), [(1, [0, 0, 0]), (4, [2, 1, 0])])
+def test_the_training_images_of_other_channels_are_drawn(channels, shown):
+    picture = runpy.run_path(str(TOOLS / 'browse_dataset.py'))['picture']
+    image = torch.arange(channels * 6, dtype=torch.uint8).reshape(channels, 2, 3)
+    np.testing.assert_array_equal(picture(image), image[shown].permute(1, 2, 0))
+
+
 # ------------------------------------------------------------------------------------ weights
 def detector(kind: str) -> nn.Module:
     cfg = tiny('mmdet')
@@ -304,6 +325,18 @@ def test_a_failed_import_is_not_blamed_on_operators(absent, command, monkeypatch
     monkeypatch.setattr(environment, 'import_module', fail)
     report = environment.examine()
     assert report.case == 'import fails' and report.cure.endswith(command)
+
+
+def test_the_study_names_scikit_image_where_it_is_absent(monkeypatch):
+    for name in [name for name in sys.modules if name.partition('.')[0] == 'sample_data']:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'skimage', None)
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(TOOLS / 'compare_mixers.py'))
+    assert (
+        stopped.value.code.startswith('error: ')
+        and 'pip install scikit-image' in stopped.value.code
+    )
 
 
 @pytest.mark.parametrize('dists', [ONEDL, OPENMMLAB], ids=['onedl', 'openmmlab'])

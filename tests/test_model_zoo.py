@@ -21,6 +21,7 @@ from mmdet.apis import DetInferencer, inference_detector, init_detector
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS
+from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
 from mmseg.apis import MMSegInferencer, inference_model, init_model
 from steps import ROOT, SAMPLE_CONFIGS, build
@@ -33,7 +34,7 @@ from mmconvneur.engine.outputs import enlarge
 from mmconvneur.weights import read_checkpoint
 from mmconvneur.weights.trunk import Trunk, fingerprint, take_out, trunk_of
 from model_index import release, table, with_table
-from publish_checkpoint import golden_maps
+from publish_checkpoint import flat_config, golden_maps
 
 BACKBONE = """
 _base_ = {base!r}
@@ -202,6 +203,28 @@ def test_all_that_repeats_a_training_lies_beside_the_weights(name, home):
     with np.load(weights.with_suffix('.npz')) as golden:
         for i, feature in enumerate(golden_maps(model.backbone)):
             np.testing.assert_allclose(golden[f'map_{i}'], feature.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('given', 'kept'),
+    [
+        ('detector', 'detector'),
+        ('https://a.b/c.pth', 'https://a.b/c.pth'),
+        ('/home/a/b.pth', 'b.pth'),
+    ],
+)
+def test_the_flat_config_names_no_folder_of_the_machine(given, kept):
+    text = Config(dict(load_from=given)).pretty_text
+    assert flat_config(dict(cfg=text, seed=0)).load_from == kept
+
+
+def test_a_training_keeps_the_name_that_it_starts_from(at_home, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(Runner, 'train', started.append)
+    options = ['--work-dir', tmp_path, '--cfg-options', 'load_from=detector']
+    call(monkeypatch, 'train', 'configs/detector.py', *options)
+    assert started[0].cfg.load_from == 'detector'
+    assert Path(started[0]._load_from) == at_home / entry_of(at_home, 'detector')['Weights']
 
 
 def test_the_flat_config_repeats_the_training(at_home, tmp_path, monkeypatch):

@@ -316,6 +316,11 @@ def test_without_mmdet_it_is_the_same_on_mmseg():
         (dict(dcn=dict(type='DCN')), 'no dcn and no plugins'),
         (dict(plugins=[dict(cfg=dict(type='ContextBlock'))]), 'no dcn and no plugins'),
         (dict(norm_cfg=dict(type='GN', num_groups=4)), 'no group norm'),
+        (dict(norm_cfg=dict()), r'ResNet cannot be built from .*norm_cfg'),
+        (dict(depth='50'), "depth='50' of SpatialBiasResNet: it has to be int"),
+        (dict(strides=(1, 2, 0, 2)), r'strides=\(1, 2, 0, 2\): give positive'),
+        (dict(num_stages=3, strides=(1, 2, 2)), r'dilations=\(1, 1, 1, 1\): .*of num_stages=3'),
+        (dict(stylle='caffe'), 'ResNet cannot be built from .*stylle'),
     ],
     ids=str,
 )

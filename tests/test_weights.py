@@ -221,6 +221,13 @@ def test_init_cfg_reads_pth_and_safetensors_and_finds_the_prefix(source, tmp_pat
         backbone.init_weights()
 
 
+@pytest.mark.parametrize('wrap', [lambda state: state, lambda state: dict(model=state)])
+def test_names_that_are_no_strings_are_refused(wrap, tmp_path):
+    torch.save(wrap({3: torch.zeros(3)}), tmp_path / 'a.pth')
+    with pytest.raises(UsageError, match=r'a\.pth has a tensor whose name is 3, no string'):
+        read_state_dict(tmp_path / 'a.pth')
+
+
 def test_keys_of_another_network_are_not_converted(source, tmp_path, monkeypatch, capsys):
     given, converted = tmp_path / 'in.pth', tmp_path / 'out.pth'
     name = next(k for k in source.state_dict() if '.stages.' in k)

@@ -8,9 +8,11 @@ environment.exit_unless_good()  # before the imports below can fail
 
 from pathlib import Path
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
+from torch import Tensor
 from tqdm import trange
 
 from mmconvneur.engine.outputs import draw_sample
@@ -37,12 +39,17 @@ def draw(cfg: Config, out_dir: Path, number: int) -> None:
     visualizer.dataset_meta = dataset.metainfo
     for index in trange(min(number, len(dataset)), disable=None):
         item = dataset[index]
-        image = item['inputs'].flip(0).permute(1, 2, 0)  # BGR (3, H, W) -> RGB (H, W, 3)
-        image = image.contiguous().numpy()  # as the visualizers of mmseg 1.2 need it
         sample = item['data_samples']
         name = f'{index:04}_{Path(sample.img_path).stem}.png'
+        image = picture(item['inputs'])
         draw_sample(visualizer, name, image, drawable(sample), str(out_dir / name), draw_pred=False)
     print(f'{out_dir}: {min(number, len(dataset))} pictures')
+
+
+def picture(inputs: Tensor) -> np.ndarray:
+    """RGB ``(H, W, 3)`` of an image ``(C, H, W)``: of BGR, perhaps with more, or one channel."""
+    image = inputs[:3] if len(inputs) > 2 else inputs[:1].expand(3, -1, -1)
+    return image.flip(0).permute(1, 2, 0).contiguous().numpy()  # as mmseg 1.2's needs it
 
 
 def drawable(sample: BaseDataElement) -> BaseDataElement:

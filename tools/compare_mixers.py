@@ -36,7 +36,11 @@ from benchmarking import comparison, report
 from mmconvneur.errors import UsageError, check_choice
 from mmconvneur.utils.arguments import one_line_errors
 from mmconvneur.utils.files import write_atomically
-from sample_data import make_dataset
+
+try:
+    from sample_data import make_dataset
+except ModuleNotFoundError as error:
+    sys.exit(f'error: {error}: {environment.install(error.name)}')
 
 ROOT = Path(__file__).parents[1]
 FACTORS = (1 / 3, 1.0)  # of the config's learning rate

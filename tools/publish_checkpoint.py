@@ -182,6 +182,8 @@ def flat_config(meta: dict) -> Config:
         flat.update(load_from=None, resume=False)
     for key in ('work_dir', 'launcher'):
         flat.pop(key, None)
+    if flat.get('load_from') and os.path.isabs(flat.load_from):
+        flat.load_from = os.path.basename(flat.load_from)  # the folder is of this machine
     flat.randomness = dict(flat.get('randomness') or {}, seed=meta['seed'])
     read_flat(flat.pretty_text)  # raises where a name in it would break out of its quotes
     return flat

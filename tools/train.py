@@ -52,8 +52,8 @@ def main() -> None:
         scale_lr(cfg)
     if args.resume or cfg.get('resume'):
         resume(cfg, args.resume or cfg.get('load_from') or 'auto')
-    if cfg.get('load_from') and not cfg.get('resume'):
-        cfg.load_from = str(find_weights(cfg.load_from))
+    start = cfg.get('load_from')
+    weights = find_weights(start) if start and not cfg.get('resume') else None
     if args.tensorboard:
         use_tensorboard(cfg)
     use_resumable_loop(cfg)
@@ -64,6 +64,8 @@ def main() -> None:
         hook.setdefault('backend_args', ATOMIC)
     hooks = [LoadReportHook(), FiniteHook(), ScheduleHook(), ResumeHook(), ProgressBarHook()]
     runner = build_runner(cfg, args, hooks)
+    if weights:  # the config keeps the name, which is the same everywhere
+        runner._load_from = str(weights)
     hand_over(run, runner)
     warn_of_batch_size(runner, cfg)
     runner.train()

@@ -8,6 +8,7 @@ import json
 import mmap
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mmengine.registry import METRICS
 from torch import nn
 
 from ..utils.configs import as_list, resolve, scope_of
+from .annotations import is_coco, problems
 from .data import Run, Split, class_names, infos, number_of_images
 from .findings import Finding, doubt, some, wrong
 
@@ -29,6 +31,17 @@ def check_names(run: Run) -> Iterator[Finding]:
                 yield wrong(
                     f'the classes of the {split.name} data are the string {classes!r}: for one '
                     f'class write classes=({classes!r},), with a comma'
+                )
+                continue
+            if classes is not None and not isinstance(classes, (list, tuple)):
+                yield wrong(
+                    f'the classes of the {split.name} data are {classes!r}: give a tuple of names'
+                )
+                continue
+            if twice := [name for name, n in Counter(map(str, classes or ())).items() if n > 1]:
+                yield wrong(
+                    f'the {split.name} data has the classes {some(twice)} more than once: name '
+                    'each once'
                 )
                 continue
             folders = getattr(leaf, 'folder_to_idx', None)  # of mmpretrain's CustomDataset
@@ -50,7 +63,7 @@ def compare(
     split: str, classes: list[str], labels: list[str], categories: list[str], file: str
 ) -> Iterator[Finding]:
     """``labels`` are the names that the annotations give to label 0, 1, ..., of ``categories``."""
-    absent = [name for name in classes if name not in categories]
+    absent = [repr(n) if n != n.strip() else n for n in classes if n not in categories]
     spare = [name for name in categories if name not in classes]
     near = {name: closest(name, spare) for name in absent}
     hint = ''.join(f' (did you mean {near[name]}?)' for name in absent[:1] if near[name])
@@ -154,7 +167,8 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
         if isinstance(evaluator, dict) and 'metrics' in evaluator:
             evaluator = evaluator['metrics']
         for metric in as_list(evaluator):
-            if not is_coco(resolve(METRICS, metric['type'], scope_of(run.cfg))):
+            kind = resolve(METRICS, metric['type'], scope_of(run.cfg))
+            if not is_coco(kind, 'CocoMetric') or is_coco(kind, 'CocoPanopticMetric'):
                 continue
             yield from check_masks_of_metric(run, split, metric)
             file = metric.get('ann_file')
@@ -163,6 +177,9 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
                 continue
             if not Path(file).is_file():
                 yield wrong(f'{split.name}_evaluator.ann_file={file} does not exist')
+                continue
+            if problem := next(problems(file, True, 'segm' in (metric.get('metric') or ())), None):
+                yield wrong(f'{split.name}_evaluator: {problem}')
                 continue
             there = category_names(file).values()
             missing = [name for name in class_names(ours[0]) or () if name not in there]
@@ -173,11 +190,6 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
                 )
             if not (len(ours) == 1 and same_file(file, ours[0].ann_file)):
                 yield from compare_images(split, ours, file)
-
-
-def is_coco(kind: object) -> bool:
-    names = [base.__name__ for base in getattr(kind, '__mro__', ())]
-    return 'CocoMetric' in names and 'CocoPanopticMetric' not in names
 
 
 def compare_images(split: Split, leaves: Sequence[Any], file: str) -> Iterator[Finding]:

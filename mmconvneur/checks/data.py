@@ -17,6 +17,7 @@ from torch import nn
 
 from ..utils.arguments import usage_message
 from ..utils.configs import datasets, type_name
+from .annotations import problem_of
 from .findings import Finding, wrong
 
 LOOKED_AT = 5000  # annotations of as many images are read, evenly spread
@@ -96,7 +97,7 @@ def open_leaves(split: Split, error: Exception) -> tuple[list[Any], list[Finding
                 leaf.full_init()
         except Exception as reason:
             if leaf.data_list or 'concatenate' not in str(reason):
-                failed.append(unbuilt(split, cfg, reason))
+                failed.append(unbuilt(split, cfg, reason, leaf))
                 continue
         found.append(leaf)
     if not failed and all(number_of_images(leaf) for leaf in found):
@@ -104,9 +105,10 @@ def open_leaves(split: Split, error: Exception) -> tuple[list[Any], list[Finding
     return found, failed
 
 
-def unbuilt(split: Split, cfg: dict, error: Exception) -> Finding:
-    reason = usage_message(error) or f'{type(error).__name__}: {error}'
-    return wrong(f'{split.name} data, {type_name(cfg)}: {" ".join(reason.split())[:400]}')
+def unbuilt(split: Split, cfg: dict, error: Exception, leaf: Any = None) -> Finding:
+    reason = usage_message(error) or problem_of(leaf) or f'{type(error).__name__}: {error}'
+    file = f' from {leaf.ann_file}' if getattr(leaf, 'ann_file', None) else ''
+    return wrong(f'{split.name} data, {type_name(cfg)}{file}: {" ".join(reason.split())[:400]}')
 
 
 def leaves(dataset: Any) -> Iterator[Any]:

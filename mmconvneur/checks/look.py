@@ -28,9 +28,20 @@ from .pictures import (
     check_pipelines,
     name_files,
 )
-from .training import check_loaders, check_saving, check_schedule, check_variables
+from .training import (
+    check_best,
+    check_loaders,
+    check_numbers,
+    check_parts,
+    check_saving,
+    check_schedule,
+    check_variables,
+)
 
-OF_THE_CONFIG = (check_variables, check_loaders, check_schedule, check_saving)
+OF_THE_CONFIG = (
+    *(check_variables, check_parts, check_numbers, check_loaders),
+    *(check_schedule, check_saving, check_best),
+)
 OF_THE_DATA = (
     *(check_names, check_empty, check_same_classes, check_heads, check_maps),
     *(check_files, check_masks, check_label_maps, check_evaluator),

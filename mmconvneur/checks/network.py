@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..errors import UsageError
+from ..errors import UsageErrors
 from ..utils.arguments import usage_message
 from ..utils.configs import type_name
 from ..utils.widths import check_widths
@@ -29,6 +29,7 @@ def build_model(cfg: Config) -> tuple[nn.Module | None, list[Finding]]:
 
     What is a user's mistake is a finding, anything else is left to the runner.
     """
+    message = None
     for device in ('meta', 'cpu'):  # some networks compute with numbers while they are built
         try:
             with torch.device(device):
@@ -36,9 +37,7 @@ def build_model(cfg: Config) -> tuple[nn.Module | None, list[Finding]]:
                 return revert_sync_batchnorm(MODELS.build(deepcopy(cfg.model))), []
         except Exception as error:
             message = usage_message(error)
-            if message is not None:
-                return None, [wrong(message)]
-    return None, []
+    return None, [wrong(message)] if message is not None else []
 
 
 def check_maps(run: Run) -> Iterator[Finding]:
@@ -46,8 +45,8 @@ def check_maps(run: Run) -> Iterator[Finding]:
     try:
         if run.model is not None:
             check_widths(run.model)
-    except UsageError as error:
-        yield wrong(str(error))
+    except UsageErrors as error:
+        yield from map(wrong, error.messages)
 
 
 def check_batch_norm(run: Run) -> Iterator[Finding]:

@@ -13,11 +13,14 @@ from typing import Any
 import cv2
 import mmcv
 import numpy as np
+from mmengine.structures import BaseDataElement
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UsageError
+from ..utils.arguments import usage_message
 from ..utils.configs import FAMILIES
+from .annotations import problem_of
 from .classes import heads, lacks_masks
 from .data import Run, Split, class_names, is_local, leaves, number_of_images, transforms
 from .findings import Finding, doubt, some, wrong
@@ -270,7 +273,9 @@ def judge(
             f'(reduce_zero_label=True): if 0 is the class {classes[0]!r}, set '
             'reduce_zero_label=False'
         )
-        yield wrong(text) if background or all_read else doubt(text)
+        # A few images need not show every class.
+        certain = background or (all_read and split.name == 'train')
+        yield wrong(text) if certain else doubt(text)
     elif number > 1 and present == [0] and not reduced and counts[IGNORED]:
         yield wrong(
             f'the {what} hold 0 and 255 alone, and 255 is ignored, so that {classes[1]!r} is never '
@@ -299,20 +304,46 @@ def beyond_a_byte(file: str) -> int | None:
 def check_pipelines(run: Run) -> Iterator[Finding]:
     """The pipelines take an image; notes in ``run`` what training sees."""
     for split in run.splits:
+        name_files(split.dataset)
         for index in {0, len(split.dataset or ()) // 2} if split.dataset is not None else ():
             try:
                 sample = split.dataset[index]
             except Exception as error:
-                reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+                reason = usage_message(error) or f'{type(error).__name__}: {error}'
+                info = getattr(split.dataset, 'get_data_info', lambda index: {})(index)
+                image = info.get('img_path', f'image {index}')
                 yield wrong(
-                    f'image {index} of the {split.name} data does not pass its pipeline: {reason}'
+                    f'{image} of the {split.name} data does not pass its pipeline: '
+                    + ' '.join(reason.split())
                 )
+                break
+            if problem := what_is_missing(split, sample, run.model):
+                yield wrong(problem)
                 break
             inputs = sample.get('inputs') if isinstance(sample, dict) else None
             if split.name == 'train' and isinstance(inputs, Tensor):
                 shape = tuple(inputs.shape)
                 seen = run.input_shape or shape
                 run.input_shape = (shape[0], *map(max, shape[1:], seen[1:]))
+
+
+def what_is_missing(split: Split, sample: Any, model: Any) -> str | None:
+    """What models of mmdet and mmseg need of a pipeline and do not get."""
+    family = type(getattr(model, 'data_preprocessor', None)).__module__.partition('.')[0]
+    if family not in FAMILIES or not isinstance(sample, dict):
+        return None
+    if 'inputs' not in sample:
+        pack = 'PackDetInputs' if family == 'mmdet' else 'PackSegInputs'
+        return f'the {split.name} pipeline gives no inputs: end it with {pack}'
+    truth = sample.get('data_samples')
+    if split.name != 'train' or not isinstance(truth, BaseDataElement):
+        return None
+    boxes = hasattr(model, 'rpn_head') or hasattr(model, 'bbox_head')
+    if boxes and 'bboxes' not in truth.get('gt_instances', ('bboxes',)):
+        return 'the train pipeline loads no boxes: add LoadAnnotations with with_bbox=True'
+    if hasattr(model, 'decode_head') and 'gt_sem_seg' not in truth:
+        return 'the train pipeline loads no label map: add LoadAnnotations'
+    return None
 
 
 def name_files(dataset: Any) -> None:
@@ -341,6 +372,8 @@ def prepare(leaf: Any, index: int) -> Any:
                 f'{info["img_path"]} has an object without a mask in {leaf.ann_file}: add it, or '
                 'set with_mask=False in LoadAnnotations'
             ) from error
+        if problem := problem_of(leaf):
+            raise UsageError(problem) from error
         raise
 
 

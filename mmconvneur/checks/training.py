@@ -2,19 +2,87 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import InfiniteSampler
-from mmengine.registry import DATA_SAMPLERS
+from mmengine.registry import DATA_SAMPLERS, OPTIMIZERS
 
 from ..utils.configs import RUNNER_KEYS, as_list, is_subclass, resolve, scope_of, type_name
 from .data import Run, processes
 from .findings import Finding, doubt, some, wrong
 
+SPLITS = ('train', 'val', 'test')
 ENDLESS = ('MultiSourceSampler', 'GroupMultiSourceSampler')  # mmdet's, of no length
 NEEDS_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')
+
+
+# Whole numbers of a config and the least of each. Loops take 12.0 too.
+LEAST = {
+    'train_cfg': (dict(max_epochs=0, max_iters=0, val_interval=1), (int, float)),
+    **{f'{split}_dataloader': (dict(batch_size=1, num_workers=0), int) for split in SPLITS},
+}
+
+
+def check_numbers(run: Run) -> Iterator[Finding]:
+    """Lengths, sizes and numbers of workers are numbers that loops and loaders take."""
+    for part, (least, kind) in LEAST.items():
+        for name, low in least.items():
+            value = (run.cfg.get(part) or {}).get(name, low)
+            if value is not None and not (isinstance(value, kind) and value >= low):
+                yield wrong(f'{part}.{name}={value!r}: give a whole number from {low} on')
+
+
+def check_parts(run: Run) -> Iterator[Finding]:
+    """Training, validation and testing have all of their parts or none; the optimizer is known."""
+    for split in SPLITS:
+        last = 'optim_wrapper' if split == 'train' else f'{split}_evaluator'
+        names = (f'{split}_dataloader', f'{split}_cfg', last)
+        absent = [name for name in names if run.cfg.get(name) is None]
+        if 0 < len(absent) < len(names):
+            yield wrong(
+                f'the config has no {" and no ".join(absent)}, but '
+                f'{" and ".join(name for name in names if name not in absent)}: give all three, or '
+                'set all to None'
+            )
+    optimizer = (run.cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    kind = optimizer.get('type')
+    if kind and resolve(OPTIMIZERS, kind, scope_of(run.cfg)) is None:
+        near = difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=3)
+        yield wrong(
+            f'optim_wrapper.optimizer.type={kind} is no optimizer'
+            + f': did you mean {" or ".join(near)}?' * bool(near)
+        )
+
+
+# What CocoMetric and IoUMetric give; of other metrics nothing is known.
+OF_COCO = re.compile(
+    r'coco/((bbox|segm)_mAP(_50|_75|_s|_m|_l)?|.+_precision|((bbox|segm|proposal)_)?AR.*)'
+)
+OF_IOU = re.compile('aAcc|m(IoU|Acc|Dice|Fscore|Precision|Recall)')
+
+
+def check_best(run: Run) -> Iterator[Finding]:
+    """``save_best`` is a metric of the evaluator, which else ends the training at the first one."""
+    hook = (run.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    evaluator = run.cfg.get('val_evaluator')
+    if isinstance(evaluator, dict):
+        evaluator = evaluator.get('metrics', evaluator)
+    metrics = as_list(evaluator)
+    names = [type_name(metric).rpartition('.')[2] for metric in metrics if not metric.get('prefix')]
+    known = [p for p, name in ((OF_COCO, 'CocoMetric'), (OF_IOU, 'IoUMetric')) if name in names]
+    if not known or len(known) < len(metrics):
+        return
+    best = hook.get('save_best')
+    for key in best if isinstance(best, (list, tuple)) else [best] if best else ():
+        if key != 'auto' and not any(pattern.fullmatch(key) for pattern in known):
+            yield wrong(
+                f'default_hooks.checkpoint.save_best={key} is no metric of val_evaluator: it gives '
+                + ('coco/bbox_mAP, coco/segm_mAP, ...' if OF_COCO in known else 'mIoU, mAcc, aAcc')
+            )
 
 
 def check_loaders(run: Run) -> Iterator[Finding]:

@@ -11,8 +11,10 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 from mmengine.config import DictAction
+from mmengine.registry import build_from_cfg
 
 from ..errors import UsageError, UsageErrors
 from .environment import install
@@ -47,7 +49,7 @@ def one_line_errors(main: Callable[[], None]) -> Callable[[], None]:
 
 def usage_message(error: BaseException | None) -> str | None:
     """The innermost error of a chain that the user can fix, as text; ``None`` if there is none."""
-    message = None
+    message, outermost = None, error
     if isinstance(error, ModuleNotFoundError) and error.name:
         message = f'{error}: {install(error.name)}'
     while error is not None:
@@ -69,13 +71,34 @@ def usage_message(error: BaseException | None) -> str | None:
         elif isinstance(error, RuntimeError) and (problem := width_problem(error)):
             message = f'{problem}: change one of them'
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return message
+    return message or (None if outermost is None else unbuilt(outermost))
 
 
 def raised_by_registry(error: BaseException) -> bool:
     """Whether MMEngine knew no such type, or could not call it with such options."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return frame.f_globals['__name__'].startswith('mmengine.registry')
+
+
+def unbuilt(error: BaseException) -> str | None:
+    """What MMEngine was building from a config when an error came, its options, and where."""
+    calls = list(traceback.walk_tb(error.__traceback__))
+    builds = [frame for frame, _ in calls if frame.f_code is build_from_cfg.__code__]
+    if not builds or 'obj_cls' not in (found := builds[-1].f_locals):
+        return None
+    name = getattr(found['obj_cls'], '__name__', found['obj_cls'])
+    given = {k: str(v) for k, v in found['args'].items() if not holds_more(v)}
+    options = ', '.join(f'{key}={value[:80]}' for key, value in given.items())
+    frame, line = calls[-1]
+    place = f'{Path(frame.f_code.co_filename).name}, line {line}'
+    reason = f'{type(error).__name__}: {error}'
+    return f'{name} cannot be built with {options or "its defaults"}: {reason} ({place})'
+
+
+def holds_more(value: object) -> bool:
+    """Whether an option is a part of its own, or several."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return not all(isinstance(v, (str, int, float, list, tuple, type(None))) for v in values)
 
 
 def common_parser(description: str) -> argparse.ArgumentParser:

@@ -24,6 +24,7 @@ from ..models.backbones.base import StagedBackbone, resolve_out_indices
 from ..weights.reading import load_safely
 from .environment import fitting, installed
 from .files import HOME
+from .widths import beyond
 
 T = TypeVar('T')
 SHIPPED = HOME / 'configs'
@@ -115,7 +116,7 @@ def check_options(cfg: Config, options: dict) -> None:
 
 
 def check_pretrained(cfg: Config) -> None:
-    """Raise ``UsageError`` where mmseg's ``pretrained`` was left from the backbone before ours."""
+    """Raise ``UsageErrors`` where mmseg's ``pretrained`` was left from the backbone before ours."""
     model = cfg.get('model') or {}
     backbone = model.get('backbone') or {}
     network = resolve(MODELS, backbone.get('type'), scope_of(cfg))
@@ -125,14 +126,27 @@ def check_pretrained(cfg: Config) -> None:
     options = {**defaults, **backbone}
     channels = network.resolve_arch(options['arch'])['channels']
     widths = [channels[i] for i in resolve_out_indices(options['out_indices'], len(channels))]
-    lines = [
-        f'{name}=dict(in_channels={taken(model[name], widths)})'
+    parts = {
+        name: model[name]
         for name in ('neck', 'decode_head', 'auxiliary_head')
         if isinstance(model.get(name), dict) and (name == 'neck' or not model.get('neck'))
+    }
+    wrong = [name for name, part in parts.items() if beyond(part.get('in_index', 0), len(widths))]
+    lines = [
+        f'{name}=dict(in_channels={taken(part, widths)})'
+        for name, part in parts.items()
+        if name not in wrong
     ]
-    raise UsageError(
-        f'model.pretrained={model["pretrained"]!r} is of another backbone: write in model '
-        f'pretrained=None, {", ".join(lines)}, and weights as init_cfg of the backbone'
+    raise UsageErrors(
+        [
+            f'model.pretrained={model["pretrained"]!r} is of another backbone: write in model '
+            f'{", ".join(["pretrained=None", *lines])}, and weights as init_cfg of the backbone',
+            *(
+                f'model.{name}.in_index={parts[name].in_index}, but the backbone gives '
+                f'{len(widths)} maps of {widths} channels: change one of them'
+                for name in wrong
+            ),
+        ]
     )
 
 
@@ -147,6 +161,8 @@ def taken(part: dict, widths: Sequence[int]) -> list[int] | int:
 def find_config(name: str) -> Path:
     """A config file by its path, or a shipped one by its name."""
     path = Path(name)
+    if path.is_dir():
+        raise UsageError(f'config {name} is a folder: give the path of a config in it')
     return path if path.is_file() else shipped_config(f'{path.stem}.py', name)
 
 
@@ -164,6 +180,8 @@ def check_family(cfg: Config) -> None:
 
     mmseg may borrow heads from mmdet (Mask2Former does), but its model, data and metrics may not.
     """
+    if 'model' in cfg and not (cfg.model or {}).get('type'):
+        raise UsageError("model of the config has no type: write model=dict(type='MaskRCNN', ...)")
     scope = family(cfg)
     if scope is None:
         return

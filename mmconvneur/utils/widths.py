@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageErrors
 from ..models.backbones.base import StagedBackbone
 
 # Where a layer keeps the width it was built for, and the axis of its input that has to be so wide.
@@ -19,7 +19,7 @@ WIDTHS = {'in_channels': 1, 'in_features': -1, 'num_features': 1, 'num_channels'
 
 @torch.no_grad()
 def check_widths(model: nn.Module) -> None:
-    """Raise ``UsageError`` for every part that cannot take the maps of a backbone of ours.
+    """Raise ``UsageErrors`` for every part that cannot take the maps of a backbone of ours.
 
     A small image of zeros runs through backbone, neck and those heads that take maps alone. Only
     widths and numbers of maps count: whatever else fails may need what it is given in training.
@@ -35,7 +35,7 @@ def check_widths(model: nn.Module) -> None:
     for module, mode in modes.items():
         module.training = mode
     if problems:
-        raise UsageError('; '.join(dict.fromkeys(problems)))
+        raise UsageErrors(list(dict.fromkeys(problems)))
 
 
 def _problems(model: Any, backbone: StagedBackbone) -> Iterator[str]:
@@ -86,15 +86,24 @@ def width_problem(error: BaseException, root: nn.Module | None = None) -> str | 
 
 
 def _number_problem(error: Exception, root: nn.Module, number: int) -> str | None:
-    """Which neck or head takes another number of maps, if that is what failed."""
+    """Which neck or head takes other maps than there are, if that is what failed."""
     frames = _module_frames(error)
     if not frames or not isinstance(error, (AssertionError, IndexError)):
         return None
     part = frames[-1][1]
+    index = getattr(part, 'in_index', None)
+    if index is not None and beyond(index, number):
+        return f'{_name(part, root)}.in_index={_listed(index)}'
     wanted = getattr(part, 'in_channels', None)
     if not isinstance(wanted, (list, tuple)):
         return None
     return None if len(wanted) == number else f'{_name(part, root)}.in_channels={_listed(wanted)}'
+
+
+def beyond(index: int | Sequence[int], number: int) -> bool:
+    """Whether an ``in_index`` of mmseg's heads, one or several, names none of ``number`` maps."""
+    indices = [index] if isinstance(index, int) else index
+    return not all(-number <= i < number for i in indices)
 
 
 def _module_frames(error: BaseException) -> list[tuple[FrameType, nn.Module]]:

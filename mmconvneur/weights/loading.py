@@ -29,12 +29,12 @@ COUNTER = 'num_batches_tracked'
 
 def split_init_cfg(init_cfg: dict | Sequence[dict] | None) -> tuple[list[dict], list[dict]]:
     """The files of an ``init_cfg``, which :func:`load_pretrained` takes, and what MMEngine does."""
-    if isinstance(init_cfg, str):
+    cfgs = [init_cfg] if isinstance(init_cfg, dict) else init_cfg or []
+    listed = isinstance(cfgs, (list, tuple))
+    if not listed or not all(isinstance(cfg, dict) and 'type' in cfg for cfg in cfgs):
         raise UsageError(
-            f"init_cfg={init_cfg!r} is a string: write init_cfg=dict(type='Pretrained', "
-            'checkpoint=...)'
+            f"init_cfg={init_cfg!r}: write init_cfg=dict(type='Pretrained', checkpoint=...)"
         )
-    cfgs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
     files = [cfg for cfg in cfgs if reads_file(cfg['type'])]
     return files, [cfg for cfg in cfgs if cfg not in files]
 

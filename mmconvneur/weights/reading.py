@@ -78,7 +78,16 @@ def read_checkpoint(source: str | Path, trust: bool | None = None, on_disk: bool
         raise UsageError(
             f'checkpoint {path} holds a {type(checkpoint).__name__}: give a file of a state dict'
         )
+    for state in (checkpoint, *wrapped(checkpoint)):
+        for key, value in state.items():
+            if isinstance(value, Tensor) and not isinstance(key, str):
+                raise UsageError(f'checkpoint {path} has a tensor whose name is {key!r}, no string')
     return checkpoint
+
+
+def wrapped(checkpoint: Mapping) -> list[Mapping]:
+    """What may be the state dict inside a checkpoint, the most likely one first."""
+    return [checkpoint[key] for key in WRAPPERS if isinstance(checkpoint.get(key), Mapping)]
 
 
 def _read_parts(source: str, index: Path, trust: bool | None) -> dict[str, Tensor]:
@@ -129,7 +138,7 @@ def read_state_dict(source: str | Path, trust: bool | None = None) -> dict[str, 
         UsageError: As :func:`read_checkpoint`; if the file holds no weights.
     """
     state = read_checkpoint(source, trust)
-    while inner := [state[key] for key in WRAPPERS if isinstance(state.get(key), Mapping)]:
+    while inner := wrapped(state):
         state = inner[0]
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:

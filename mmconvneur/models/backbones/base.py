@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
 from mmengine.model import BaseModule, ModuleList
 from torch import Tensor, nn
 
-from ...errors import UsageError, check_choice
+from ...errors import UsageError, check_choice, check_types
 from ...weights.loading import fit_state_dict, load_pretrained, split_init_cfg
 from ...weights.trunk import TRUNK
 from ..layers.padding import coarser, finite_padding, own_area, without_padding
@@ -48,6 +49,7 @@ class StagedBackbone(BaseModule):
 
     reports_loading = True  # see LoadReportHook
     archs: dict[str, dict]  # sizes by name: channels and depths of the stages, and more
+    arch_types: dict[str, Any]  # of its entries
     arch_defaults: dict  # of what an arch may leave out
 
     def __init__(
@@ -75,18 +77,37 @@ class StagedBackbone(BaseModule):
         if isinstance(arch, str):
             check_choice('arch', arch, cls.archs)
             arch = cls.archs[arch]
-        unknown = set(arch) - {'channels', 'depths', *cls.arch_defaults}
+        unknown = set(arch) - set(cls.arch_types)
         if unknown or not {'channels', 'depths'} <= set(arch):
             raise UsageError(
-                f'arch has the keys {", ".join(arch)}: it takes channels and depths, '
+                f'arch has the keys {", ".join(map(str, arch))}: it takes channels and depths, '
                 f'and optionally {", ".join(cls.arch_defaults)}'
             )
+        check_types('arch', arch, cls.arch_types)
         if len(arch['channels']) != len(arch['depths']):
             raise UsageError(
                 f'arch has {len(arch["channels"])} channels and {len(arch["depths"])} depths: '
                 'give one of each per stage'
             )
-        return cls.arch_defaults | dict(arch)
+        for name in ('channels', 'depths'):
+            if min(arch[name], default=0) < 1:
+                raise UsageError(f'arch has {name}={arch[name]}: give positive numbers')
+        arch = cls.arch_defaults | dict(arch)
+        if int(arch['mlp_ratio'] * min(arch['channels'])) < 1:
+            raise UsageError(f'mlp_ratio={arch["mlp_ratio"]} of arch leaves no channel: give 4')
+        return arch
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> None:
+        """Raise ``UsageError`` for an option of another type than it is annotated with, or out of
+        its range."""
+        better = ('init_cfg', 'global_mixer', 'placement')  # are told how they are written
+        hints = {k: v for k, v in get_type_hints(cls.__init__).items() if k not in better}
+        check_types(cls.__name__, options, hints)
+        if options['in_channels'] < 1:
+            raise UsageError(f'in_channels={options["in_channels"]} must be positive')
+        if not 0 <= options['drop_path_rate'] < 1:
+            raise UsageError(f'drop_path_rate={options["drop_path_rate"]}: give 0 to less than 1')
 
     @property
     def built_stages(self) -> range:
@@ -174,9 +195,10 @@ class StagedBackbone(BaseModule):
                 f'{name} was built for {self.in_channels} channels and got {x.size(1)}: '
                 'set in_channels of the backbone'
             )
-        if x.size(2) < MIN_SIZE or x.size(3) < MIN_SIZE:
+        smallest = max(MIN_SIZE, 2 ** (len(self.stages) + 1))
+        if min(x.shape[2:]) < smallest:
             raise UsageError(
-                f'{name} needs images of at least {MIN_SIZE} x {MIN_SIZE} pixels and got '
+                f'{name} needs images of at least {smallest} x {smallest} pixels and got '
                 f'{x.size(2)} x {x.size(3)}: resize or pad them'
             )
 

@@ -33,6 +33,13 @@ ARCHS: dict[str, dict] = {
         channels=(256, 512, 1024, 2048), depths=(3, 3, 27, 3), mlp_ratio=4, layer_scale=1e-6
     ),
 }
+ARCH_TYPES = dict(
+    channels=Sequence[int],
+    depths=Sequence[int],
+    mlp_ratio=float,
+    layer_scale=float,
+    kernel_size=int,
+)
 ARCH_DEFAULTS = dict(mlp_ratio=4, layer_scale=1.0, kernel_size=7)
 INIT_CFG = (
     dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0),
@@ -77,7 +84,7 @@ class ConvNeur(StagedBackbone):
             channels or an image under 32 pixels.
     """
 
-    archs, arch_defaults = ARCHS, ARCH_DEFAULTS
+    archs, arch_types, arch_defaults = ARCHS, ARCH_TYPES, ARCH_DEFAULTS
 
     def __init__(
         self,
@@ -96,6 +103,7 @@ class ConvNeur(StagedBackbone):
         batch_invariant: bool = False,
         init_cfg: dict | Sequence[dict] | None = INIT_CFG,
     ) -> None:
+        self.check_options(locals())
         arch = self.resolve_arch(arch)
         channels, depths = arch['channels'], arch['depths']
         super().__init__(
@@ -139,6 +147,14 @@ class ConvNeur(StagedBackbone):
             self.add_module(f'norm{i}', LayerNorm2d(channels[i]))
         self._freeze()
 
+    @classmethod
+    def resolve_arch(cls, arch: str | dict) -> dict:
+        """The sizes of a named or given arch, every entry filled in and possible."""
+        arch = super().resolve_arch(arch)
+        if arch['kernel_size'] < 1 or arch['kernel_size'] % 2 == 0:
+            raise UsageError(f'kernel_size={arch["kernel_size"]} of arch: give an odd number, 7')
+        return arch
+
     def frozen_modules(self) -> Iterator[nn.Module]:
         yield from super().frozen_modules()
         if self.frozen_trunk:
@@ -153,7 +169,8 @@ def resolve_placement(placement: str | Sequence[int], depths: Sequence[int]) -> 
     if placement == 'block':
         return {(i, j) for i, depth in enumerate(depths) for j in range(depth)}
     stages = range(len(depths)) if placement == 'stage' else placement
-    if isinstance(stages, (str, int)) or not set(stages) <= set(range(len(depths))):
+    listed = isinstance(stages, Sequence) and not isinstance(stages, str)
+    if not listed or not all(i in range(len(depths)) for i in stages):
         raise UsageError(
             f"unknown placement {placement!r}: choose 'stage', 'block' "
             f'or a list of stages from 0 to {len(depths) - 1}'

@@ -30,6 +30,15 @@ ARCHS: dict[str, dict] = {
     '9g': dict(HYBRID, channels=(96, 192, 384, 768)),
     '16g': dict(HYBRID, channels=(128, 256, 512, 1024), layer_scale=1e-4),
 }
+ARCH_TYPES = dict(
+    channels=Sequence[int],
+    depths=Sequence[int],
+    mixers=Sequence,
+    mlp_ratio=float,
+    overlap=bool,
+    layer_scale=float | None,
+    head_dim=int,
+)
 ARCH_DEFAULTS = dict(
     mixers=(GLMIX, GLMIX, GLMIX, ATTENTION),
     mlp_ratio=4,
@@ -81,7 +90,7 @@ class GLNet(StagedBackbone):
             channels or an image under 32 pixels.
     """
 
-    archs, arch_defaults = ARCHS, ARCH_DEFAULTS
+    archs, arch_types, arch_defaults = ARCHS, ARCH_TYPES, ARCH_DEFAULTS
 
     def __init__(
         self,
@@ -95,6 +104,7 @@ class GLNet(StagedBackbone):
         batch_invariant: bool = False,
         init_cfg: dict | Sequence[dict] | None = None,
     ) -> None:
+        self.check_options(locals())
         arch = self.resolve_arch(arch)
         channels, depths = arch['channels'], arch['depths']
         super().__init__(
@@ -144,7 +154,7 @@ class GLNet(StagedBackbone):
             for kind in kinds:
                 check_choice('mixer', kind, MIXINGS)
         for dim in arch['channels']:
-            if dim % arch['head_dim']:
+            if arch['head_dim'] < 1 or dim % arch['head_dim']:
                 raise UsageError(
                     f'head_dim={arch["head_dim"]} must divide the channels {dim}: '
                     'set head_dim or channels of arch accordingly'
@@ -174,4 +184,7 @@ def overlapping_patches(stage: int, in_channels: int, dim: int, norm_cfg: dict) 
 
 
 def batch_norm(norm_cfg: dict, dim: int) -> nn.Module:
-    return build_norm_layer(norm_cfg, dim)[1]
+    try:
+        return build_norm_layer(norm_cfg, dim)[1]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f'norm_cfg={norm_cfg} makes no norm: {error}') from error

@@ -6,6 +6,7 @@ Source: "Spatial Bias for Attention-free Non-local Neural Networks" (arXiv 2302.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import get_type_hints
 
 import torch
 from mmcv.cnn import build_conv_layer, build_norm_layer
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ...errors import UsageError
+from ...errors import UsageError, check_types
 from ...weights.loading import load_pretrained, rewrite, split_init_cfg
 from ...weights.report import LoadReport, compare
 from ..layers.padding import Layers, coarser, finite_padding, own_area, without_padding
@@ -31,6 +32,15 @@ except ImportError:
 
 NUM_BIASED_STAGES = 3
 FIRST_KEY = 'layer1.0.conv1.weight'  # of every ResNet that torchvision's names fit
+RESNET_TYPES = dict(
+    in_channels=int,
+    base_channels=int,
+    num_stages=int,
+    strides=Sequence[int],
+    dilations=Sequence[int],
+    out_indices=int | Sequence[int],
+    frozen_stages=int,
+)
 # A norm that changes nothing: what the channels of the bias start with.
 IDENTITY_NORM = dict(weight=1.0, bias=0.0, running_mean=0.0, running_var=1.0)
 
@@ -138,26 +148,36 @@ class SpatialBiasResNet(ResNet):
         batch_invariant: bool = False,
         **kwargs,
     ) -> None:
+        options = dict(kwargs, depth=depth, norm_cfg=norm_cfg, norm_eval=norm_eval)
+        hints = get_type_hints(SpatialBiasResNet.__init__)
+        check_types('SpatialBiasResNet', options, hints | RESNET_TYPES)
         if depth not in self.arch_settings:
             raise UsageError(f'SpatialBiasResNet has no depth {depth}: choose 50 or 101')
         if dcn is not None or plugins is not None:
             raise UsageError('SpatialBiasResNet takes no dcn and no plugins: leave them out')
-        if norm_cfg['type'] == 'GN':
+        if norm_cfg.get('type') == 'GN':
             raise UsageError('SpatialBiasResNet takes no group norm: set norm_cfg to BN or SyncBN')
         stages = kwargs.get('num_stages', 4)
-        kwargs['out_indices'] = resolve_out_indices(
+        for name, default in (('strides', (1, 2, 2, 2)), ('dilations', (1, 1, 1, 1))):
+            values = kwargs.get(name, default)
+            if len(values) != stages or min(values, default=1) < 1:
+                raise UsageError(
+                    f'{name}={values}: give positive numbers, one for each of num_stages={stages}'
+                )
+        options['out_indices'] = resolve_out_indices(
             kwargs.get('out_indices', range(stages)), stages
         )
         check_frozen_stages(kwargs.get('frozen_stages', -1), stages)
         files, initial = split_init_cfg(init_cfg)
-        super().__init__(
-            depth,
-            stem_channels=stem_channels or kwargs.get('base_channels', 64),
-            norm_cfg=norm_cfg,
-            norm_eval=norm_eval,
-            init_cfg=initial or None,
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                stem_channels=stem_channels or kwargs.get('base_channels', 64),
+                init_cfg=initial or None,
+                **options,
+            )
+        except Exception as error:
+            problem = f'{type(error).__name__} {error}'
+            raise UsageError(f'ResNet cannot be built from {options}: {problem}') from error
         self.pretrained_files = files
         self.batch_invariant = batch_invariant
         if self.deep_stem:
@@ -183,7 +203,7 @@ class SpatialBiasResNet(ResNet):
             x = getattr(self, name)(x, mask, self.local(mask))
             mask = coarser(mask, self.strides[i], x)
             if i in self.out_indices:
-                outs.append(without_padding(x, self.local(mask)))
+                outs.append(without_padding(x, self.local(mask)).contiguous())  # as the others'
         return tuple(outs)
 
     def local(self, mask: Tensor | None) -> Tensor | None:

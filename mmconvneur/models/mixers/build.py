@@ -27,18 +27,24 @@ def build_mixer(cfg: dict, dim: int) -> nn.Module:
     Raises:
         UsageError: For an unknown name or option, or a mixer that changes the shape of a map.
     """
-    if not isinstance(cfg, dict):
-        raise UsageError(f"global_mixer {cfg!r}: give a config, dict(type='NeuralMemory')")
+    if not isinstance(cfg, dict) or not cfg.get('type'):
+        raise UsageError(f"global_mixer={cfg!r}: give a config, dict(type='NeuralMemory')")
     cfg = dict(cfg)
-    name = cfg.pop('type', None)
+    name = cfg.pop('type')
     mixer = MIXERS.get(name) if isinstance(name, str) else name
-    if mixer is None:
+    if not callable(mixer):
         check_choice('global mixer', name, sorted(MIXERS.module_dict))
     unknown = set(cfg) - set(inspect.signature(mixer).parameters)
     if unknown:
         valid = ', '.join(list(inspect.signature(mixer).parameters)[1:])
-        raise UsageError(f'{name} has no option {", ".join(sorted(unknown))}: it takes {valid}')
-    mixer = mixer(dim, **cfg)
+        named = ', '.join(sorted(map(str, unknown)))
+        raise UsageError(f'{name} has no option {named}: it takes {valid}')
+    try:
+        mixer = mixer(dim, **cfg)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f'global mixer {name} cannot be built from {cfg}: {error}') from error
     check_contract(mixer, dim)
     return mixer
 
