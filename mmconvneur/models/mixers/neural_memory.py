@@ -54,6 +54,8 @@ class TokenLinear(nn.Conv1d):
     On a CPU, a convolution would first bring thousands of tokens into a layout of its own.
     """
 
+    bias: Tensor
+
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
 
