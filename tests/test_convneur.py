@@ -454,7 +454,5 @@ def test_bad_images_are_named():
         tiny()(torch.zeros(1, 4, 64, 64))
     with pytest.raises(UsageError, match=r'takes \(B, C, H, W\)'):
         tiny()(torch.zeros(3, 64, 64))
-    with pytest.raises(
-        UsageError, match='ConvNeur needs images .* 32 x 32 pixels and got 31 x 64'
-    ):
+    with pytest.raises(UsageError, match='ConvNeur needs images .* 32 x 32 pixels and got 31 x 64'):
         tiny()(torch.zeros(1, 3, 31, 64))
