@@ -136,7 +136,7 @@ def plot(rows: list[dict], path: Path) -> None:
     """A panel per case: median time of each backbone with its quartiles, the fastest at the top."""
     plt = pyplot()
     cases: dict[str, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: row['time_ms'], reverse=True):
+    for row in rows:
         size = f'{row["height"]} x {row["width"]}'
         name = f'{size}, batch {row["batch_size"]}, {row["dtype"]}'
         cases.setdefault(name, []).append(row)
@@ -146,13 +146,14 @@ def plot(rows: list[dict], path: Path) -> None:
         squeeze=False,
     )  # fmt: skip
     for axis, (name, found) in zip(axes[:, 0], cases.items(), strict=True):
+        found.sort(key=lambda row: -row['time_ms'])
         labels = [row['backbone'] for row in found]
         times = [row['time_ms'] for row in found]
         errors = [
             [abs(row['time_ms'] - row[f'time_ms_{q}']) for row in found] for q in ('q1', 'q3')
         ]
         axis.errorbar(times, labels, xerr=errors, fmt='o')
-        axis.set(xlim=(0, None), xlabel='ms', title=name)
+        axis.set(xlim=(0, None), ylim=(-0.5, len(found) - 0.5), xlabel='ms', title=name)
         axis.grid(axis='y', alpha=0.3)
         axis.spines[['top', 'right']].set_visible(False)
     save(figure, path)
