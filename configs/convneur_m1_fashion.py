@@ -18,3 +18,4 @@ model = dict(
     head=dict(num_classes=10),
     train_cfg=None,
 )
+auto_scale_lr = dict(base_batch_size=64)

@@ -12,6 +12,7 @@ import sys
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -88,10 +89,15 @@ def test_without_mmpretrain(monkeypatch):
     )
 
 
-def test_with_a_torchvision_that_does_not_load(monkeypatch):
+@pytest.mark.parametrize('name', ['torchvision', 'mmpretrain'])
+def test_with_packages_that_do_not_load(name, monkeypatch):
     monkeypatch.setattr(configs, 'find_spec', lambda name: 'installed')
-    monkeypatch.setitem(sys.modules, 'torchvision', None)
-    with pytest.raises(UsageError, match='mmpretrain needs torchvision, .* for PyTorch 2'):
+    for package in ('torchvision', 'mmpretrain'):
+        fake = None if package == name else ModuleType(package)
+        monkeypatch.setitem(sys.modules, package, fake)
+    with pytest.raises(
+        UsageError, match=f'classification needs {name}, which does not load .*: in'
+    ):
         load(SAMPLE)
 
 

@@ -213,13 +213,18 @@ def check_installed(*names: str) -> None:
                 f'python -m pip install {wanted}'
             )
     if 'mmpretrain' in names:
-        try:
-            import_module('torchvision')
-        except Exception as error:  # one for another PyTorch raises a RuntimeError
-            raise UsageError(
-                f'mmpretrain needs torchvision, which does not load ({error}): install the release '
-                f'for PyTorch {torch.__version__}, from where that came from'
-            ) from error
+        cures = {
+            'torchvision': f'install the release for PyTorch {torch.__version__}, from where that '
+            'came from',
+            'mmpretrain': 'install what it misses; if transformers is too new for it, an older one',
+        }
+        for name, cure in cures.items():
+            try:
+                import_module(name)
+            except Exception as error:  # MMEngine would not say why it fails
+                raise UsageError(
+                    f'classification needs {name}, which does not load ({error}): {cure}'
+                ) from error
 
 
 def family(cfg: Config) -> str | None:
