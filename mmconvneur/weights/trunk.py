@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, MutableMapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -132,7 +132,8 @@ def put_back(state: MutableMapping[str, Tensor], model: nn.Module) -> None:
     """
     for path, about in vars(state)['_metadata'].items():
         if TRUNK in about:
-            trunk = find_trunk(model.get_submodule(path), Trunk(**about.pop(TRUNK)))
+            backbone = cast('StagedBackbone', model.get_submodule(path))
+            trunk = find_trunk(backbone, Trunk(**about.pop(TRUNK)))
             state.update({f'{path}.{name}': value for name, value in trunk.items()})
 
 
