@@ -45,15 +45,17 @@ def check_types(what: str, values: Mapping[str, object], hints: Mapping[str, Any
 
 def fits(value: object, hint: Any) -> bool:
     """Whether a value is of an annotated type; of annotations it does not know all values are."""
-    kind, parts = get_origin(hint) or hint, get_args(hint)
+    kind: Any = get_origin(hint) or hint
+    parts = get_args(hint)
     if kind in (Union, types.UnionType):
         return any(fits(value, part) for part in parts)
     if kind is Sequence:
-        listed = isinstance(value, Sequence) and not isinstance(value, str)
-        return listed and all(fits(item, part) for part in parts for item in value)
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return False
+        return all(fits(item, part) for part in parts for item in value)
     if not isinstance(kind, type):
         return True
     if isinstance(value, bool) and kind in (int, float):
         return False
-    known = {float: (int, float), bool: int}
+    known: dict[type, Any] = {float: (int, float), bool: int}
     return isinstance(value, known.get(kind, kind))

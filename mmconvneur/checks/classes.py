@@ -45,7 +45,7 @@ def check_names(run: Run) -> Iterator[Finding]:
                 )
                 continue
             folders = getattr(leaf, 'folder_to_idx', None)  # of mmpretrain's CustomDataset
-            if folders and sorted(classes or ()) == list(folders) != list(classes):
+            if classes and folders and sorted(classes) == list(folders) != list(classes):
                 yield wrong(
                     f'the {split.name} classes are in another order than the folders in '
                     f'{leaf.img_prefix}, whose sorted names are labels 0, 1, ...: write '

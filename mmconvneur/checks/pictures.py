@@ -310,7 +310,7 @@ def check_pipelines(run: Run) -> Iterator[Finding]:
                 sample = split.dataset[index]
             except Exception as error:
                 reason = usage_message(error) or f'{type(error).__name__}: {error}'
-                info = getattr(split.dataset, 'get_data_info', lambda index: {})(index)
+                info: dict = getattr(split.dataset, 'get_data_info', lambda index: {})(index)
                 image = info.get('img_path', f'image {index}')
                 yield wrong(
                     f'{image} of the {split.name} data does not pass its pipeline: '

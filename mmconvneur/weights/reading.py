@@ -137,7 +137,7 @@ def read_state_dict(source: str | Path, trust: bool | None = None) -> dict[str, 
     Raises:
         UsageError: As :func:`read_checkpoint`; if the file holds no weights.
     """
-    state = read_checkpoint(source, trust)
+    state: Mapping = read_checkpoint(source, trust)
     while inner := wrapped(state):
         state = inner[0]
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
