@@ -62,8 +62,8 @@ default_hooks = dict(
     checkpoint=dict(
         backend_args=dict(backend='mmconvneur_atomic'),
         by_epoch=False,
-        interval=800,
-        max_keep_ckpts=3,
+        interval=1200,
+        max_keep_ckpts=1,
         type='CheckpointHook'),
     logger=dict(interval=50, log_metric_by_epoch=False, type='LoggerHook'),
     param_scheduler=dict(type='ParamSchedulerHook'),
@@ -78,7 +78,7 @@ env_cfg = dict(
 load_from = 'mask_rcnn_convneur_m1_sample'
 log_level = 'INFO'
 log_processor = dict(by_epoch=False)
-max_iters = 2400
+max_iters = 7200
 metainfo = dict(
     classes=(
         'coin',
@@ -201,11 +201,7 @@ optim_wrapper = dict(
         betas=(
             0.9,
             0.95,
-        ),
-        fused=True,
-        lr=0.001,
-        type='AdamW',
-        weight_decay=0.05),
+        ), lr=0.001, type='AdamW', weight_decay=0.05),
     paramwise_cfg=dict(
         bias_decay_mult=0.0, flat_decay_mult=0.0, norm_decay_mult=0.0),
     type='OptimWrapper')
@@ -214,12 +210,12 @@ param_scheduler = [
     dict(
         begin=50,
         by_epoch=False,
-        end=2400,
+        end=7200,
         eta_min=0.0,
         power=1.0,
         type='PolyLR'),
 ]
-randomness = dict(seed=1734604752)
+randomness = dict(seed=130103161)
 resume = False
 test_cfg = dict(type='TestLoop')
 test_dataloader = dict(
@@ -301,7 +297,7 @@ test_pipeline = [
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]
-train_cfg = dict(max_iters=2400, type='ResumableIterLoop', val_interval=800)
+train_cfg = dict(max_iters=7200, type='ResumableIterLoop', val_interval=1200)
 train_dataloader = dict(
     batch_size=4,
     dataset=dict(
