@@ -123,7 +123,7 @@ def mutilate(rng: random.Random, value: Any, path: tuple, junk: tuple = JUNK) ->
         match rng.choice(('junk', 'junk', 'junk', 'drop', 'again', 'misspelt')):
             case 'junk':
                 items[key] = rng.choice(junk)
-                named.append(repr(items[key]))
+                named += [repr(items[key])] * (len(repr(items[key])) > 2)  # 1 is in any line
             case 'again' if not isinstance(value, Mapping):
                 items |= {key: old, len(items) + 1: old}
             case 'misspelt' if isinstance(key, str):
@@ -428,10 +428,9 @@ def mutilated_checkpoint(rng: random.Random) -> Case:
         data = data[: rng.randrange(len(data))]
     elif how == 'flipped':
         data = bytearray(data)
-        for _ in range(rng.choice((1, 20))):
-            data[rng.randrange(min(len(data), rng.choice((200, 2000, len(data)))))] = rng.randrange(
-                256
-            )
+        for _ in range(rng.choice((1, 20))):  # most in the head, where the index of a file is
+            near = min(len(data), rng.choice((200, 2000, len(data))))
+            data[rng.randrange(near)] = rng.randrange(256)
     elif how == 'zeros':
         data = bytes(len(data))
     elif how in ('empty', 'text'):
