@@ -21,7 +21,7 @@ NEEDS_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiproce
 
 
 # Whole numbers of a config and the least of each. Loops take 12.0 too.
-LEAST = {
+LEAST: dict[str, tuple[dict[str, int], Any]] = {
     'train_cfg': (dict(max_epochs=0, max_iters=0, val_interval=1), (int, float)),
     **{f'{split}_dataloader': (dict(batch_size=1, num_workers=0), int) for split in SPLITS},
 }
