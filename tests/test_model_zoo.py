@@ -220,7 +220,7 @@ def test_the_flat_config_names_no_folder_of_the_machine(given, kept):
 
 def test_a_training_keeps_the_name_that_it_starts_from(at_home, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(Runner, 'train', started.append)
+    monkeypatch.setattr(Runner, 'train', lambda runner: started.append(runner))
     options = ['--work-dir', tmp_path, '--cfg-options', 'load_from=detector']
     call(monkeypatch, 'train', 'configs/detector.py', *options)
     assert started[0].cfg.load_from == 'detector'

@@ -228,6 +228,14 @@ def test_names_that_are_no_strings_are_refused(wrap, tmp_path):
         read_state_dict(tmp_path / 'a.pth')
 
 
+def test_what_is_no_tensor_in_a_state_dict_is_missing(source):
+    state = dict(source.state_dict())
+    state[next(k for k in state if 'pwconv1.weight' in k)] = {}
+    backbone = ConvNeur(ARCH)
+    with pytest.raises(RuntimeError, match=r'(?s)Missing key.*pointwise_conv1\.weight'):
+        backbone.load_state_dict(state)
+
+
 def test_keys_of_another_network_are_not_converted(source, tmp_path, monkeypatch, capsys):
     given, converted = tmp_path / 'in.pth', tmp_path / 'out.pth'
     name = next(k for k in source.state_dict() if '.stages.' in k)

@@ -134,7 +134,9 @@ def main() -> None:
 def read_training(checkpoint: Path, trust: bool) -> dict:
     """A training checkpoint, with all that a release needs of it."""
     training = read_checkpoint(checkpoint, trust)
-    missing = {'cfg', 'seed', 'dataset_meta', 'epoch', 'iter'} - set(training.get('meta', {}))
+    meta = training.get('meta')
+    needed = {'cfg', 'seed', 'dataset_meta', 'epoch', 'iter'}
+    missing = needed - set(meta if isinstance(meta, dict) else ())
     if missing or 'state_dict' not in training:
         raise UsageError(
             f'checkpoint {checkpoint} does not come from a training (it has no '

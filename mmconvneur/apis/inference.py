@@ -37,8 +37,9 @@ def load_model(cfg: Config, weights: str) -> BaseModel:
     model = revert_sync_batchnorm(MODELS.build(parts))
     checkpoint = load_checkpoint(model, weights, map_location='cpu')
     check_heads(model, read_state_dict(weights), complete=True)
-    meta = checkpoint.get('meta', {}).get('dataset_meta')
-    if not meta:
+    meta = checkpoint.get('meta')
+    meta = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    if not isinstance(meta, dict) or not meta:
         meta = DATASETS.build(dict(_test_data(cfg), lazy_init=True)).metainfo
     model.dataset_meta = dict(meta)
     if isinstance(meta.get('palette'), list):  # mmdet takes a list for several colours

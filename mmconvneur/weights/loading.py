@@ -89,7 +89,7 @@ def fit_state_dict(
         UsageError: If less than 95 % of what the source can supply, or has, finds its place, or a
             global branch of one does not fit the other's; for a learned part without its trunk.
     """
-    given = {k: v for k, v in state_dict.items() if k.startswith(prefix)}
+    given = tensors_in(state_dict, prefix)
     if not given:
         raise UsageError(
             f'the checkpoint has no key that starts with {prefix!r}, where the backbone is: take '
@@ -120,6 +120,11 @@ def fit_state_dict(
         source += f' (its learned part) and the trunk of {origin.checkpoint} ({origin.sha256[:8]})'
     rewrite(state_dict, prefix, own, tensors, report, source)
     return report
+
+
+def tensors_in(state: Mapping[str, object], prefix: str = '') -> dict[str, Tensor]:
+    """The tensors of a state dict under a prefix: a spoilt one can hold anything."""
+    return {k: v for k, v in state.items() if k.startswith(prefix) and isinstance(v, Tensor)}
 
 
 def rewrite(
@@ -200,7 +205,7 @@ def check_heads(model: nn.Module, state: Mapping[str, Tensor], complete: bool) -
         if getattr(module, 'reports_loading', False)
     )
     metadata = getattr(state, '_metadata', {})
-    given = {key.removeprefix('module.'): value for key, value in state.items()}
+    given = {key.removeprefix('module.'): value for key, value in tensors_in(state).items()}
     given = _as_loaded(model, given, metadata)
     # MMEngine does not miss a batch norm's counter either.
     own = {k: v for k, v in model.state_dict().items() if k in given or not k.endswith(COUNTER)}

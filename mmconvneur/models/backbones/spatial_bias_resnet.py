@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from ...errors import UsageError, check_types
-from ...weights.loading import load_pretrained, rewrite, split_init_cfg
+from ...weights.loading import load_pretrained, rewrite, split_init_cfg, tensors_in
 from ...weights.report import LoadReport, compare
 from ..layers.padding import Layers, coarser, finite_padding, own_area, without_padding
 from ..mixers.spatial_bias import NUM_BIASES, SpatialBiasMaps
@@ -234,7 +234,7 @@ def fit_resnet(
         UsageError: If they hold no ResNet, or one that leaves something of the backbone out.
     """
     start = prefix + find_resnet(k.removeprefix(prefix) for k in state_dict if k.startswith(prefix))
-    inside = {k.removeprefix(start): v for k, v in state_dict.items() if k.startswith(start)}
+    inside = {k.removeprefix(start): v for k, v in tensors_in(state_dict, start).items()}
     tensors = widened(backbone, inside)
     own = backbone.state_dict()
     plain = not any('.spatial_bias.' in name for name in tensors)
