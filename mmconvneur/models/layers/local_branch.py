@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .padding import without_padding
-from .tiles import Linear, in_tiles
+from .tiles import Linear, in_tiles, unseen
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -54,4 +54,7 @@ class LocalBranch(nn.Module):
 
     def mix_channels(self, x: Tensor) -> Tensor:
         x = self.pointwise_conv1(self.norm(x))
-        return self.gamma * self.pointwise_conv2(self.act(x))
+        # The hidden layer is the largest tensor: a second one of its size would leave the cache.
+        in_place = type(self.act) is nn.GELU and unseen(self, x)
+        x = torch.ops.aten.gelu_(x) if in_place else self.act(x)
+        return self.gamma * self.pointwise_conv2(x)

@@ -28,10 +28,9 @@ def runs_eagerly_on_cpu(x: Tensor) -> bool:
 def in_tiles(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """``function(x)``, ``(B, N, C) -> (B, N, C')``, for one that treats every position alike.
 
-    Tiles are taken in inference on a CPU, unless something inside ``layer`` has a hook: that is
-    called once, with the whole map.
+    Where somebody looks inside ``layer``, it is called once, with the whole map.
     """
-    if torch.is_grad_enabled() or not runs_eagerly_on_cpu(x) or has_hooks(layer):
+    if not unseen(layer, x):
         return function(x)
     first, *tiles = x.split(max(1, TILE // max(1, x.size(0))), dim=1)
     done = function(first)
@@ -45,8 +44,10 @@ def in_tiles(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) 
     return out
 
 
-def has_hooks(module: nn.Module) -> bool:
-    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+def unseen(layer: nn.Module, x: Tensor) -> bool:
+    """Whether nothing and nobody looks at what is inside a layer: inference on a CPU, no hooks."""
+    hooks = (m._forward_hooks or m._forward_pre_hooks for m in layer.modules())
+    return not torch.is_grad_enabled() and runs_eagerly_on_cpu(x) and not any(hooks)
 
 
 class Linear(nn.Linear):
