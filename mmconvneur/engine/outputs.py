@@ -35,12 +35,12 @@ def enlarge(
 
     def grow(name: str, value: Any) -> Any:
         if name == 'bboxes':
-            return value * factor
-        if not isinstance(value, torch.Tensor):
-            return value.resize(size) if name == 'masks' else value  # mmdet's, of annotations
-        if value.shape[-2:] == (height, width):
-            return value.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-        return value
+            return getattr(value, 'tensor', value) * factor
+        if hasattr(value, 'to_ndarray'):  # mmdet's masks, of annotations
+            return value.resize(size)
+        if getattr(value, 'shape', ())[-2:] != (height, width):
+            return value
+        return torch.as_tensor(value).repeat_interleave(factor, -2).repeat_interleave(factor, -1)
 
     larger = sample.new()
     for part, data in sample.items():

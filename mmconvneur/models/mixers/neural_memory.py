@@ -61,7 +61,7 @@ class TokenLinear(nn.Conv1d):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.squeeze(2).expand(x.size(0), -1, -1)
-        return torch.baddbmm(self.bias[:, None], weight, x)
+        return torch.bmm(weight, x) + self.bias[:, None]
 
 
 def fit(keys: Tensor, values: Tensor, weights: Tensor) -> Tensor:
