@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..utils.configs import is_called
+
 NUMBER, KEY = (int, float), (int, str)
 FIELDS: dict[str, dict[str, Any]] = {
     'images': dict(id=KEY, file_name=str, height=NUMBER, width=NUMBER),
@@ -15,15 +17,10 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 
 
-def is_coco(kind: object, base: str) -> bool:
-    """Whether a class is, or comes from, one of mmdet's for COCO that is called so."""
-    return base in [parent.__name__ for parent in getattr(kind, '__mro__', ())]
-
-
 def problem_of(leaf: Any) -> str | None:
     """The file of a data set of COCO's kind, and the first thing in it that is wrong."""
     file = getattr(leaf, 'ann_file', None)
-    if not file or not Path(file).is_file() or not is_coco(type(leaf), 'CocoDataset'):
+    if not file or not Path(file).is_file() or not is_called(type(leaf), 'CocoDataset'):
         return None
     return next(problems(file), None)
 

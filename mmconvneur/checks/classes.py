@@ -16,8 +16,8 @@ from typing import Any
 from mmengine.registry import METRICS
 from torch import nn
 
-from ..utils.configs import as_list, resolve, scope_of
-from .annotations import is_coco, problems
+from ..utils.configs import is_called, metrics, resolve, scope_of
+from .annotations import problems
 from .data import Run, Split, class_names, infos, number_of_images
 from .findings import Finding, doubt, some, wrong
 
@@ -163,12 +163,9 @@ def is_auxiliary(path: str) -> bool:
 def check_evaluator(run: Run) -> Iterator[Finding]:
     """The annotation file of a COCO metric is that of the images it will be given."""
     for split in run.splits:
-        evaluator = run.cfg.get(f'{split.name}_evaluator')
-        if isinstance(evaluator, dict) and 'metrics' in evaluator:
-            evaluator = evaluator['metrics']
-        for metric in as_list(evaluator):
+        for metric in metrics(run.cfg, split.name):
             kind = resolve(METRICS, metric['type'], scope_of(run.cfg))
-            if not is_coco(kind, 'CocoMetric') or is_coco(kind, 'CocoPanopticMetric'):
+            if not is_called(kind, 'CocoMetric') or is_called(kind, 'CocoPanopticMetric'):
                 continue
             yield from check_masks_of_metric(run, split, metric)
             file = metric.get('ann_file')

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..utils.arguments import usage_message
-from ..utils.configs import FAMILIES
+from ..utils.configs import FAMILIES, is_called
 from .annotations import problem_of
 from .classes import heads, lacks_masks
 from .data import Run, Split, class_names, is_local, leaves, number_of_images, transforms
@@ -85,7 +85,7 @@ def reads(leaf: Any, key: str) -> bool:
     for step in transforms(leaf):
         kind = type(step)
         theirs = kind.__module__.partition('.')[0] in ('mmcv', *FAMILIES)
-        images = any(base.__name__ == 'LoadImageFromFile' for base in kind.__mro__)
+        images = is_called(kind, 'LoadImageFromFile')
         if theirs and (images if key == 'img_path' else getattr(step, 'with_seg', False)):
             return True
     return False

@@ -11,11 +11,20 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS, OPTIMIZERS
 
-from ..utils.configs import RUNNER_KEYS, as_list, is_subclass, resolve, scope_of, type_name
+from ..utils.configs import (
+    RUNNER_KEYS,
+    SPLITS,
+    as_list,
+    is_called,
+    is_subclass,
+    metrics,
+    resolve,
+    scope_of,
+    type_name,
+)
 from .data import Run, processes
 from .findings import Finding, doubt, some, wrong
 
-SPLITS = ('train', 'val', 'test')
 ENDLESS = ('MultiSourceSampler', 'GroupMultiSourceSampler')  # mmdet's, of no length
 NEEDS_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')
 
@@ -68,13 +77,10 @@ OF_IOU = re.compile('aAcc|m(IoU|Acc|Dice|Fscore|Precision|Recall)')
 def check_best(run: Run) -> Iterator[Finding]:
     """``save_best`` is a metric of the evaluator, which else ends the training at the first one."""
     hook = (run.cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    evaluator = run.cfg.get('val_evaluator')
-    if isinstance(evaluator, dict):
-        evaluator = evaluator.get('metrics', evaluator)
-    metrics = as_list(evaluator)
-    names = [type_name(metric).rpartition('.')[2] for metric in metrics if not metric.get('prefix')]
+    given = metrics(run.cfg, 'val')
+    names = [type_name(metric).rpartition('.')[2] for metric in given if not metric.get('prefix')]
     known = [p for p, name in ((OF_COCO, 'CocoMetric'), (OF_IOU, 'IoUMetric')) if name in names]
-    if not known or len(known) < len(metrics):
+    if not known or len(known) < len(given):
         return
     best = hook.get('save_best')
     for key in best if isinstance(best, (list, tuple)) else [best] if best else ():
@@ -110,8 +116,7 @@ def check_loaders(run: Run) -> Iterator[Finding]:
 def is_endless(sampler: Any, scope: str) -> bool:
     kind = sampler.get('type') if isinstance(sampler, dict) else None
     kind = resolve(DATA_SAMPLERS, kind, scope)
-    names = [base.__name__ for base in getattr(kind, '__mro__', ())]
-    return is_subclass(kind, InfiniteSampler) or any(name in ENDLESS for name in names)
+    return is_subclass(kind, InfiniteSampler) or is_called(kind, *ENDLESS)
 
 
 def by_epoch(run: Run) -> bool:

@@ -35,6 +35,7 @@ VISUALIZERS = {
     'mmpretrain': 'mmpretrain.UniversalVisualizer',
 }
 SAMPLE_COMMAND = 'python tools/make_sample_data.py'
+SPLITS = ('train', 'val', 'test')
 SAMPLE_TASKS = ('sample', 'cue', 'legend', 'fashion')
 # Of a config, what MMEngine's runners take as arguments or ask the config for.
 RUNNER_KEYS = {
@@ -272,6 +273,11 @@ def is_subclass(kind: object, base: type[T]) -> TypeGuard[type[T]]:
     return inspect.isclass(kind) and issubclass(kind, base)
 
 
+def is_called(kind: object, *names: str) -> bool:
+    """Whether a class, or one of its bases, has one of these names: its package may be absent."""
+    return any(base.__name__ in names for base in getattr(kind, '__mro__', ()))
+
+
 def type_name(part: dict) -> str:
     kind = part.get('type')
     return kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))
@@ -284,13 +290,10 @@ def typed_parts(cfg: Config) -> Iterator[tuple[str, Registry, ConfigDict]]:
         for name, value in cfg.model.items():
             for part in as_list(value) if name.endswith('head') else ():
                 yield f'model.{name}', MODELS, part
-    for split in ('train', 'val', 'test'):
+    for split in SPLITS:
         for dataset in datasets(cfg.get(f'{split}_dataloader')):
             yield f'{split}_dataset', DATASETS, dataset
-        evaluator = cfg.get(f'{split}_evaluator')
-        if isinstance(evaluator, dict):  # of one metric, or MMEngine's Evaluator around several
-            evaluator = evaluator.get('metrics', evaluator)
-        for metric in as_list(evaluator):
+        for metric in metrics(cfg, split):
             yield f'{split}_evaluator', METRICS, metric
 
 
@@ -298,6 +301,14 @@ def as_list(value: object) -> list[dict]:
     """The configs in what may be one, several or none; built objects are left out."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return [value for value in values if isinstance(value, dict) and 'type' in value]
+
+
+def metrics(cfg: Config, split: str) -> list[dict]:
+    """The configs of the metrics that evaluate a split."""
+    evaluator = cfg.get(f'{split}_evaluator')
+    if isinstance(evaluator, dict):  # of one metric, or MMEngine's Evaluator around several
+        evaluator = evaluator.get('metrics', evaluator)
+    return as_list(evaluator)
 
 
 def datasets(dataloader: dict | None) -> Iterator[ConfigDict]:
