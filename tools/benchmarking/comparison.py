@@ -141,24 +141,3 @@ def plot_costs(results: list[dict], found: dict[str, dict], path: Path) -> None:
         axis.margins(y=0.03)
         axis.spines[['top', 'right']].set_visible(False)
     save(figure, path)
-
-
-def plot_curves(results: list[dict], path: Path) -> None:
-    plt = pyplot()
-    rows = by_row(results)
-    columns = min(5, len(rows))
-    lines = -(-len(rows) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(2.4 * columns, 2.2 * lines), sharex=True, sharey=True,
-        squeeze=False, layout='constrained',
-    )  # fmt: skip
-    for axis, (row, runs) in zip(axes.flat, rows.items(), strict=False):
-        for run in at_best(runs):
-            axis.plot(*zip(*run['scores'], strict=True), marker='.')
-        axis.set_title(row, fontsize=8)
-    for axis in axes.flat[len(rows) :]:
-        axis.set_axis_off()
-    axes[0, 0].set_ylim(0, 100)
-    figure.supxlabel('iteration')
-    figure.supylabel('mIoU, one line per seed')
-    save(figure, path)
