@@ -22,11 +22,11 @@ def problem_of(leaf: Any) -> str | None:
     file = getattr(leaf, 'ann_file', None)
     if not file or not Path(file).is_file() or not is_called(type(leaf), 'CocoDataset'):
         return None
-    return next(problems(file), None)
+    return read(file)[1]
 
 
-def problems(file: str | Path, evaluated: bool = False, masks: bool = True) -> Iterator[str]:
-    """What is wrong in a file.
+def read(file: str | Path, evaluated: bool = False, masks: bool = True) -> tuple[Any, str | None]:
+    """The content of a file, and the first thing in it that is wrong.
 
     Args:
         file: Its path.
@@ -36,8 +36,11 @@ def problems(file: str | Path, evaluated: bool = False, masks: bool = True) -> I
     try:
         content = json.loads(Path(file).read_text())
     except (ValueError, RecursionError) as error:
-        yield f'{file} is no JSON file: {error}'
-        return
+        return None, f'{file} is no JSON file: {error}'
+    return content, next(problems(file, content, evaluated, masks), None)
+
+
+def problems(file: str | Path, content: Any, evaluated: bool, masks: bool) -> Iterator[str]:
     for part, fields in FIELDS.items():
         items = content.get(part) if isinstance(content, dict) else None
         if not isinstance(items, list):
