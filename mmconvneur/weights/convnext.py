@@ -82,7 +82,8 @@ class Layout(NamedTuple):
     def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
         """The tensors of the keys ``inside`` a backbone; ``outside`` are the file's other keys."""
         _check_version(key for key in inside if key.startswith(self.roots))
-        return translated(self, inside, outside)
+        own = self.own_name, self.own_shape
+        return translated(self.name, self.roots, *own, inside, outside)
 
 
 def _transformers_dinov3(name: str, model: str) -> Layout:
