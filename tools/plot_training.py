@@ -7,10 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from mmconvneur.evaluation.names import METRICS
 
@@ -35,7 +32,8 @@ def main() -> None:
     if epochs:  # epoch-based runs number their validations by epoch
         iterations_per_step = max(e['iter'] for e in epochs) / max(e['epoch'] for e in epochs)
 
-    figure, left = plt.subplots(figsize=(8, 4.5))
+    figure = Figure((8, 4.5))
+    left = figure.subplots()
     left.plot(*zip(*losses, strict=True), color='0.5', label='training loss')
     left.set(xlabel='iteration', ylabel='training loss', ylim=(0, None))
     right = left.twinx()
