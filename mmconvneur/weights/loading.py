@@ -57,15 +57,11 @@ def load_pretrained(backbone: StagedBackbone, files: Sequence[dict]) -> None:
         UsageError: If a file cannot be read safely, or does not fit.
     """
     for cfg in files:
-        _load_file(backbone, cfg['checkpoint'], cfg.get('prefix'))
-
-
-def _load_file(backbone: StagedBackbone, checkpoint: str, prefix: str | None) -> None:
-    try:
-        state = read_backbone(checkpoint, prefix)
-    except UsageError as error:
-        raise UsageError(f'{error}; {FROM_SCRATCH}') from None
-    load_state_dict(backbone, state)
+        try:
+            state = read_backbone(cfg['checkpoint'], cfg.get('prefix'))
+        except UsageError as error:
+            raise UsageError(f'{error}; {FROM_SCRATCH}') from None
+        load_state_dict(backbone, state)
 
 
 def fit_state_dict(
