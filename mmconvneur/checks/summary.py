@@ -9,7 +9,7 @@ import numpy as np
 from rich.table import Table
 
 from ..utils.configs import as_list, type_name
-from .data import Run, Split, class_names, evenly, number_of_images, processes
+from .data import Run, class_names, evenly, number_of_images, processes
 from .network import estimate_memory
 from .pictures import IGNORED, SIZES, picture_size
 
@@ -23,17 +23,16 @@ def tables(run: Run) -> Iterator[Table]:
 def data_table(run: Run) -> Table:
     table = Table('split', 'data set', 'images', 'classes', 'sizes', 'batch', title='Data')
     for split in run.splits:
-        for leaf in split.leaves:
+        for leaf, infos in split.looked_at:
             images, classes = number_of_images(leaf), class_names(leaf) or ()
             batch = str(split.loader.get('batch_size', '-'))
-            row = (type(leaf).__name__, f'{images:,}', str(len(classes)), sizes(split, leaf), batch)
+            row = (type(leaf).__name__, f'{images:,}', str(len(classes)), sizes(infos), batch)
             table.add_row(split.name, *row)
     return table
 
 
-def sizes(split: Split, leaf: object) -> str:
+def sizes(infos: list[dict]) -> str:
     """The smallest and the largest width and height of the images."""
-    infos = next(looked_at for other, looked_at in split.looked_at if other is leaf)
     found = [
         (info['width'], info['height']) if 'width' in info else picture_size(info['img_path'])
         for info in evenly(infos, SIZES)
