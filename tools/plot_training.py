@@ -23,7 +23,6 @@ def read_log(work_dir: Path) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
     parser.add_argument('work_dir', type=Path)
-    parser.add_argument('--out', type=Path, help='PNG file; default: WORK_DIR/training.png')
     args = parser.parse_args()
     log = read_log(args.work_dir)
     losses = [(entry['iter'], entry['loss']) for entry in log if 'loss' in entry]
@@ -45,7 +44,7 @@ def main() -> None:
     right.spines['top'].set_visible(False)
     left.spines['top'].set_visible(False)
     figure.legend(loc='upper center', ncols=3, frameon=False)
-    out = args.out or args.work_dir / 'training.png'
+    out = args.work_dir / 'training.png'
     figure.savefig(out, dpi=120)
     print(out)
 
