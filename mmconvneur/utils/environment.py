@@ -103,7 +103,7 @@ def diagnose(paths: Sequence[str]) -> Report:
             return Report('left-over files', problem, aside)
     for name, (owner,) in mm.items():
         files = (f for f in owner.files or () if f.parts[0] == name and f.suffix == '.py')
-        if not all(file.locate().exists() for file in files):
+        if not all(Path(file.locate()).exists() for file in files):
             problem = f'{label(owner)} is listed as installed but files of it are gone'
             return Report('left-over files', problem, cure([name], owners))
     foreign = [name for name, (owner,) in mm.items() if not _of_onedl(owner)]
