@@ -86,14 +86,8 @@ def run_case(
 ) -> list[dict]:
     """Race the contestants and return one row for each that runs.
 
-    Args:
-        case: What all have in common.
-        contestants: Who runs.
-        baseline: Label of the contestant whose time the others are divided by.
-        rounds: How often each is timed.
-        device: CPU or GPU.
-        advance: Called with the number of runs that are done.
-        report: Called with one line for each contestant that does not run.
+    Times are divided by those of the ``baseline``, a label. ``advance`` is called with the number
+    of runs that are done, ``report`` with one line for each contestant that does not run.
 
     Raises:
         UsageError: If the baseline does not run.
