@@ -226,18 +226,15 @@ def study(args: argparse.Namespace, rows: dict[str, list[str]]) -> dict[str, lis
 
 
 def section(task: str, results: list[dict], out: Path) -> str:
-    """Tables of one task; its pictures go to OUT/images."""
+    """Tables of one task; its picture goes to OUT/images."""
     cfg = load(task)
     size = cfg.model.data_preprocessor.size
     backbones = {row: backbone(cfg, row) for row in dict.fromkeys(r['row'] for r in results)}
     found = comparison.costs(backbones, size, cfg.train_dataloader.batch_size)
-    images = {what: f'images/global_branches_{task}_{what}.png' for what in ('costs', 'curves')}
-    comparison.plot_costs(results, found, out / images['costs'])
-    comparison.plot_curves(results, out / images['curves'])
-    return '\n\n'.join(
-        [f'## {task}', comparison.accuracy_table(results), comparison.cost_table(found, size)]
-        + [f'![{task}: {what}]({image})' for what, image in images.items()]
-    )
+    image = f'images/global_branches_{task}_costs.png'
+    comparison.plot_costs(results, found, out / image)
+    tables = comparison.accuracy_table(results), comparison.cost_table(found, size)
+    return '\n\n'.join([f'## {task}', *tables, f'![{task}: costs]({image})'])
 
 
 def parse() -> argparse.Namespace:

@@ -23,7 +23,6 @@ from mmconvneur.utils.arguments import add_trust, config_parser, one_line_errors
 from mmconvneur.utils.configs import FAMILIES, check_data, datasets, load_config
 from mmconvneur.utils.files import write_atomically
 from mmconvneur.utils.timing import Spread, race, ratios, seconds
-from mmconvneur.weights.reading import load_safely
 
 TOLERANCE = 1e-4  # of the largest value of a map, or of the pixels of a label map
 ROUNDS = 11
@@ -55,7 +54,6 @@ def main() -> None:
         )
     path = args.image or first_image(cfg)
     read_image(path)
-    load_safely(args.trust_checkpoint)
     model = load_model(cfg, str(weights)).to(CPU)
     network = NETWORKS[cfg.default_scope](model).eval()
     image = preprocess(model, cfg, path)[0]

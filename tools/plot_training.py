@@ -7,10 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from mmconvneur.evaluation.names import METRICS
 
@@ -26,7 +23,6 @@ def read_log(work_dir: Path) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
     parser.add_argument('work_dir', type=Path)
-    parser.add_argument('--out', type=Path, help='PNG file; default: WORK_DIR/training.png')
     args = parser.parse_args()
     log = read_log(args.work_dir)
     losses = [(entry['iter'], entry['loss']) for entry in log if 'loss' in entry]
@@ -35,7 +31,8 @@ def main() -> None:
     if epochs:  # epoch-based runs number their validations by epoch
         iterations_per_step = max(e['iter'] for e in epochs) / max(e['epoch'] for e in epochs)
 
-    figure, left = plt.subplots(figsize=(8, 4.5))
+    figure = Figure((8, 4.5))
+    left = figure.subplots()
     left.plot(*zip(*losses, strict=True), color='0.5', label='training loss')
     left.set(xlabel='iteration', ylabel='training loss', ylim=(0, None))
     right = left.twinx()
@@ -47,7 +44,7 @@ def main() -> None:
     right.spines['top'].set_visible(False)
     left.spines['top'].set_visible(False)
     figure.legend(loc='upper center', ncols=3, frameon=False)
-    out = args.out or args.work_dir / 'training.png'
+    out = args.work_dir / 'training.png'
     figure.savefig(out, dpi=120)
     print(out)
 

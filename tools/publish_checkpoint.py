@@ -1,17 +1,8 @@
 """Releases a trained model: python tools/publish_checkpoint.py CONFIG work_dirs/NAME/CHECKPOINT
 
-Writes into checkpoints/, under the name NAME-<first 8 digits of the sha256 of the weights>:
-
-    .pth       the weights (those of the moving average, where there is one) in float16, with the
-               trunk that LearnedPartHook left out
-    .py        the flat config of the training: tools/train.py repeats it
-    .log.json  its log, one JSON object per line
-    .npz       the backbone's maps of a fixed image (golden_maps)
-    .json      seed, command, versions, hardware, and the metrics of the stored weights
-
-and brings configs/metafile.yml and the table in README.md up to date. A release of the same name is
-replaced. Run it in the root of the repository, with the data of the config's test split, on the
-machine and in the environment of the training: it is these that it writes down.
+docs/release.md lists the files that it writes. Run it in the root of the repository, with the data
+of the config's test split, on the machine and in the environment of the training: it is these that
+it writes down.
 """
 
 from __future__ import annotations
@@ -38,7 +29,6 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 import mmconvneur
-from mmconvneur.engine.hooks import ProgressBarHook
 from mmconvneur.errors import UsageError
 from mmconvneur.evaluation.names import METRICS
 from mmconvneur.utils.arguments import add_trust, one_line_errors
@@ -80,7 +70,7 @@ def main() -> None:
         raise UsageError(f'--name {name}: use letters, digits, _ and - alone')
     check_data(cfg, 'test')
     checkpoint = locate(args.checkpoint)
-    training = read_training(checkpoint, args.trust_checkpoint)
+    training = read_training(checkpoint)
     log, processes = read_log(checkpoint.parent)
     meta, flat = training['meta'], flat_config(training['meta'])
     for key in ('model', 'test_dataloader', 'test_evaluator'):
@@ -131,9 +121,9 @@ def main() -> None:
 
 
 # ----------------------------------------------------------------------------------- what is given
-def read_training(checkpoint: Path, trust: bool) -> dict:
+def read_training(checkpoint: Path) -> dict:
     """A training checkpoint, with all that a release needs of it."""
-    training = read_checkpoint(checkpoint, trust)
+    training = read_checkpoint(checkpoint)
     meta = training.get('meta')
     needed = {'cfg', 'seed', 'dataset_meta', 'epoch', 'iter'}
     missing = needed - set(meta if isinstance(meta, dict) else ())
@@ -196,7 +186,7 @@ def evaluate(cfg: Config, weights: Path, args: argparse.Namespace) -> tuple[dict
     """Metrics of a file of weights, and the model that has them."""
     cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.resume, cfg.work_dir = str(weights), False, str(weights.parent)
-    runner = build_runner(cfg, args, [ProgressBarHook()])
+    runner = build_runner(cfg, args, [])
     stored = torch.load(weights, weights_only=True)['state_dict']
     report = compare(runner.model.state_dict(), stored)
     if not report.complete:

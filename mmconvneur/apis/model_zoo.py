@@ -2,21 +2,11 @@
 
 What OpenMMLab's functions take first, a config and its weights, is ``paths``::
 
-    from mmconvneur.apis.model_zoo import released
-    from mmdet.apis import DetInferencer, inference_detector, init_detector
-    from mmseg.apis import MMSegInferencer, inference_model, init_model
+    DetInferencer(*released('mask_rcnn_convneur_m1_sample').paths)('image.png', out_dir='pictures')
 
-    detector = released('mask_rcnn_convneur_m1_sample')
-    DetInferencer(*detector.paths)('image.png', out_dir='pictures')
-    inference_detector(init_detector(*detector.paths, device='cpu'), 'image.png')
-
-    segmentor = released('upernet_convneur_m1_sample')
-    MMSegInferencer(*segmentor.paths)('image.png', out_dir='pictures')
-    inference_model(init_model(*segmentor.paths, device='cpu'), 'image.png')
-
-``tools/demo.py`` does it on the command line. The models are listed by ``model-index.yml`` in
-OpenMMLab's format, where ``Weights`` is a path in this repository or a URL and ``SHA256`` of
-``Metadata`` the hash of that file. ``tools/publish_checkpoint.py`` adds to them.
+The models are listed by ``model-index.yml`` in OpenMMLab's format, where ``Weights`` is a path in
+this repository or a URL and ``SHA256`` of ``Metadata`` the hash of that file.
+``tools/publish_checkpoint.py`` adds to them.
 """
 
 from __future__ import annotations

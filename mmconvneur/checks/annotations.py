@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ def problem_of(leaf: Any) -> str | None:
     file = getattr(leaf, 'ann_file', None)
     if not file or not Path(file).is_file() or not is_called(type(leaf), 'CocoDataset'):
         return None
-    return next(problems(file), None)
+    return read(file)[1]
 
 
-def problems(file: str | Path, evaluated: bool = False, masks: bool = True) -> Iterator[str]:
-    """What is wrong in a file.
+def read(file: str | Path, evaluated: bool = False, masks: bool = True) -> tuple[Any, str | None]:
+    """The content of a file, and the first thing in it that is wrong.
 
     Args:
         file: Its path.
@@ -36,35 +35,39 @@ def problems(file: str | Path, evaluated: bool = False, masks: bool = True) -> I
     try:
         content = json.loads(Path(file).read_text())
     except (ValueError, RecursionError) as error:
-        yield f'{file} is no JSON file: {error}'
-        return
+        return None, f'{file} is no JSON file: {error}'
     for part, fields in FIELDS.items():
         items = content.get(part) if isinstance(content, dict) else None
         if not isinstance(items, list):
-            yield f'{file} has no list of {part}: COCO has lists of {", ".join(FIELDS)}'
-            continue
+            return content, f'{file} has no list of {part}: COCO has lists of {", ".join(FIELDS)}'
         needed = fields | dict(iscrowd=int) if evaluated and part == 'annotations' else fields
         for i, item in enumerate(items):
-            for name, kind in needed.items():
-                if not isinstance(item, dict):
-                    yield f'{file}: {part}[{i}] is {str(item)[:40]}, but has to be a dict'
-                    break
-                if name not in item:
-                    yield f'{file}: {part}[{i}] has no {name}'
-                elif not isinstance(value := item[name], kind) or (
-                    name == 'bbox' and not is_box(value)
-                ):
-                    wanted = 'x, y, width, height' if name == 'bbox' else words(kind)
-                    shown = repr(str(value)[:40])
-                    yield f'{file}: {part}[{i}].{name} is {shown}, but has to be {wanted}'
-            if masks and isinstance(item, dict) and not is_mask(item.get('segmentation') or []):
-                yield f'{file}: {part}[{i}].segmentation is no list of polygons and no RLE dict'
-    seen: set = set()
-    for i, item in enumerate(content.get('annotations', ()) if isinstance(content, dict) else ()):
-        if isinstance(item, dict) and isinstance(item.get('id'), KEY):
-            if item['id'] in seen:
-                yield f'{file}: annotations[{i}].id={item["id"]!r} is there twice'
-            seen.add(item['id'])
+            if problem := wrong_in(item, needed, masks):
+                return content, f'{file}: {part}[{i}]{problem}'
+    seen = set()
+    for i, item in enumerate(content['annotations']):
+        if item['id'] in seen:
+            return content, f'{file}: annotations[{i}].id={item["id"]!r} is there twice'
+        seen.add(item['id'])
+    return content, None
+
+
+def wrong_in(item: Any, needed: dict[str, Any], masks: bool) -> str | None:
+    """What is wrong in an entry of a list."""
+    if not isinstance(item, dict):
+        return f' is {str(item)[:40]}, but has to be a dict'
+    for name, kind in needed.items():
+        if name not in item:
+            return f' has no {name}'
+        value = item[name]
+        if not isinstance(value, kind) or (name == 'bbox' and not is_box(value)):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            words = ' or '.join(kind.__name__ for kind in kinds)
+            wanted = 'x, y, width, height' if name == 'bbox' else words
+            return f'.{name} is {str(value)[:40]!r}, but has to be {wanted}'
+    if masks and not is_mask(item.get('segmentation') or []):
+        return '.segmentation is no list of polygons and no RLE dict'
+    return None
 
 
 def is_box(value: list) -> bool:
@@ -80,8 +83,3 @@ def is_mask(value: object) -> bool:
         isinstance(polygon, list) and all(isinstance(number, NUMBER) for number in polygon)
         for polygon in value
     )
-
-
-def words(kind: type | tuple[type, ...]) -> str:
-    kinds = kind if isinstance(kind, tuple) else (kind,)
-    return ' or '.join(kind.__name__ for kind in kinds)

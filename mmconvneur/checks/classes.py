@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import json
-import mmap
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +14,7 @@ from mmengine.registry import METRICS
 from torch import nn
 
 from ..utils.configs import is_called, metrics, resolve, scope_of
-from .annotations import problems
+from .annotations import read
 from .data import Run, Split, class_names, infos, number_of_images
 from .findings import Finding, doubt, some, wrong
 
@@ -127,7 +124,7 @@ def check_heads(run: Run) -> Iterator[Finding]:
                 allowed[len(classes)] = {len(classes), *([things, stuff + 1] if things else [])}
     for path, head in heads(run.model) if run.model is not None else ():
         for number, names in sizes.items():
-            names = [n for n in names if n != 'test' or not is_auxiliary(path)]
+            names = [n for n in names if n != 'test' or not path.startswith('auxiliary_head')]
             if names and head.num_classes not in allowed[number]:
                 yield wrong(
                     f'model.{path}.num_classes is {head.num_classes}, but the '
@@ -156,10 +153,6 @@ def heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield path, module
 
 
-def is_auxiliary(path: str) -> bool:
-    return path.startswith('auxiliary_head')
-
-
 def check_evaluator(run: Run) -> Iterator[Finding]:
     """The annotation file of a COCO metric is that of the images it will be given."""
     for split in run.splits:
@@ -175,25 +168,30 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
             if not Path(file).is_file():
                 yield wrong(f'{split.name}_evaluator.ann_file={file} does not exist')
                 continue
-            if problem := next(problems(file, True, 'segm' in (metric.get('metric') or ())), None):
+            content, problem = read(
+                file, evaluated=True, masks='segm' in (metric.get('metric') or ())
+            )
+            if problem:
                 yield wrong(f'{split.name}_evaluator: {problem}')
                 continue
-            there = category_names(file).values()
+            there = [category['name'] for category in content['categories']]
             missing = [name for name in class_names(ours[0]) or () if name not in there]
             if missing and number_of_images(ours[0]):
                 yield wrong(
                     f'{split.name}_evaluator.ann_file={file} has no {some(missing)}: a prediction '
                     'of such a class ends the evaluation; take the annotation file of the data'
                 )
-            if not (len(ours) == 1 and same_file(file, ours[0].ann_file)):
-                yield from compare_images(split, ours, file)
+            own = Path(ours[0].ann_file)
+            if len(ours) > 1 or not own.is_file() or not own.samefile(file):
+                yield from compare_images(split, ours, file, content)
 
 
-def compare_images(split: Split, leaves: Sequence[Any], file: str) -> Iterator[Finding]:
-    annotations = json.loads(Path(file).read_text())
-    known = {image['id']: image for image in annotations.get('images', ())}
+def compare_images(
+    split: Split, leaves: Sequence[Any], file: str, content: dict
+) -> Iterator[Finding]:
+    known = {image['id']: image for image in content['images']}
     truth: dict[Any, set] = {}
-    for box in annotations.get('annotations', ()):
+    for box in content['annotations']:
         truth.setdefault(box['image_id'], set()).add(tuple(round(x) for x in box['bbox'][:2]))
     given = [info for leaf in leaves for info in infos(leaf)]
     own = some({str(leaf.ann_file) for leaf in leaves})
@@ -248,32 +246,19 @@ def lacks_masks(info: dict) -> bool:
     return any('mask' not in instance for instance in info.get('instances', ()))
 
 
-def category_names(file: str | os.PathLike) -> dict[Any, str]:
+def category_names(file: str) -> dict[Any, str]:
     """The categories of a COCO-style file by their number; empty for any other file.
 
     Only this list is parsed: a whole file of COCO takes ten seconds.
     """
-    if not Path(file).is_file() or not Path(file).stat().st_size:
-        return {}
-    return dict(_category_names(os.path.abspath(file), os.stat(file).st_mtime_ns))
-
-
-@functools.lru_cache
-def _category_names(file: str, changed: int) -> tuple[tuple[Any, str], ...]:
-    with open(file, 'rb') as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as text:
-        for start in re.finditer(rb'"categories"\s*:\s*(?=\[)', text):
-            for length in (2**20, len(text)):
-                part = text[start.end() : start.end() + length].decode(errors='ignore')
-                try:
-                    listed, _ = json.JSONDecoder().raw_decode(part)
-                    return tuple((category['id'], category['name']) for category in listed)
-                except (ValueError, TypeError, KeyError):
-                    continue
-    return ()
-
-
-def same_file(one: str, other: str) -> bool:
-    return Path(one).is_file() and Path(other).is_file() and os.path.samefile(one, other)
+    text = Path(file).read_text(errors='ignore') if Path(file).is_file() else ''
+    for start in re.finditer(r'"categories"\s*:\s*(?=\[)', text):
+        try:
+            listed, _ = json.JSONDecoder().raw_decode(text, start.end())
+            return {category['id']: category['name'] for category in listed}
+        except (ValueError, TypeError, KeyError):
+            continue
+    return {}
 
 
 def closest(name: str, choices: Sequence[str]) -> str | None:

@@ -58,6 +58,14 @@ class Run:
     original: Config | None = None
     input_shape: tuple[int, ...] | None = None
 
+    @property
+    def train(self) -> Split | None:
+        return next((split for split in self.splits if split.name == 'train'), None)
+
+    @property
+    def by_epoch(self) -> bool:
+        return (self.cfg.get('train_cfg') or {}).get('max_epochs') is not None
+
 
 def open_split(cfg: Config, name: str, build_data: bool = True) -> Split | None:
     """Build the data of a split, or else as much of it as can be built."""
@@ -130,8 +138,13 @@ def infos(leaf: Any, most: int | None = None) -> Iterator[dict]:
     number = number_of_images(leaf)
     if not hasattr(leaf, 'get_data_info'):
         return
-    for index in range(0, number, max(1, -(-number // (most or number or 1)))):
+    for index in evenly(range(number), most or number):
         yield leaf.get_data_info(index)
+
+
+def evenly(items: Any, most: int) -> Any:
+    """At most so many items of a sequence, evenly spread."""
+    return items[:: -(-len(items) // most)] if items else items
 
 
 def class_names(leaf: Any) -> list[str] | None:

@@ -15,36 +15,28 @@ from mmengine.runner import Runner
 
 from ..errors import UsageErrors
 from ..utils.configs import find_config, missing_data
-from .classes import check_evaluator, check_heads, check_names, check_same_classes
+from . import classes, network, pictures, training
 from .data import Run, open_split
 from .findings import Finding, doubt, wrong
 from .folders import check_file, check_folder, check_room, hold
-from .network import build_model, check_batch_norm, check_maps
-from .pictures import (
-    check_empty,
-    check_files,
-    check_label_maps,
-    check_masks,
-    check_pipelines,
-    name_files,
-)
-from .training import (
-    check_best,
-    check_loaders,
-    check_numbers,
-    check_parts,
-    check_saving,
-    check_schedule,
-    check_variables,
-)
 
-OF_THE_CONFIG = (
-    *(check_variables, check_parts, check_numbers, check_loaders),
-    *(check_schedule, check_saving, check_best),
-)
-OF_THE_DATA = (
-    *(check_names, check_empty, check_same_classes, check_heads, check_maps),
-    *(check_files, check_masks, check_label_maps, check_evaluator),
+CHECKS: tuple[Callable[[Run], Iterable[Finding]], ...] = (
+    training.check_variables,
+    training.check_parts,
+    training.check_numbers,
+    training.check_loaders,
+    training.check_schedule,
+    training.check_saving,
+    training.check_best,
+    classes.check_names,
+    pictures.check_empty,
+    classes.check_same_classes,
+    classes.check_heads,
+    network.check_maps,
+    pictures.check_files,
+    pictures.check_masks,
+    pictures.check_label_maps,
+    classes.check_evaluator,
 )
 
 
@@ -97,13 +89,13 @@ def examine(cfg: Config, args: argparse.Namespace, *splits: str) -> tuple[Run, l
         if split is not None:
             run.splits.append(split)
             findings += [*absent, *split.failed]
-    run.model, unbuilt = build_model(cfg)
+    run.model, unbuilt = network.build_model(cfg)
     findings += unbuilt
-    for check in (*OF_THE_CONFIG, *OF_THE_DATA):
+    for check in CHECKS:
         findings += attempt(check, run)
     if all(finding.is_doubt for finding in findings):
-        findings += attempt(check_pipelines, run)
-        findings += attempt(check_batch_norm, run)
+        findings += attempt(pictures.check_pipelines, run)
+        findings += attempt(network.check_batch_norm, run)
     return run, findings
 
 
@@ -130,7 +122,7 @@ def hand_over(run: Run, runner: Runner) -> None:
     for split in run.splits:
         loader = getattr(runner, f'_{split.name}_dataloader', None)
         if isinstance(loader, dict) and split.dataset is not None:
-            name_files(split.dataset)
+            pictures.name_files(split.dataset)
             loader['dataset'], cfg = split.dataset, loader['dataset']
             getattr(runner, f'{split.name}_loop')  # has a copy
             loader['dataset'] = cfg

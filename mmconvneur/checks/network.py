@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,14 +52,13 @@ def check_maps(run: Run) -> Iterator[Finding]:
 
 def check_batch_norm(run: Run) -> Iterator[Finding]:
     """No batch norm gets a single value per channel, which it cannot normalise in training."""
-    train = next((split for split in run.splits if split.name == 'train'), None)
+    train = run.train
     if train is None or run.model is None or run.input_shape is None or processes() > 1:
         return
     size = train.loader.get('batch_size')
     sizes = {size: f'train_dataloader.batch_size={size}'} if size else {}
     number = len(train.dataset) if train.dataset is not None else 0
-    by_epoch = 'max_epochs' in (run.cfg.get('train_cfg') or {})
-    if size and by_epoch and not train.loader.get('drop_last') and number % size:
+    if size and run.by_epoch and not train.loader.get('drop_last') and number % size:
         sizes.setdefault(
             number % size,
             f'the last batch of an epoch ({number} images, train_dataloader.batch_size={size})',
@@ -76,17 +76,14 @@ def starved_layer(model: nn.Module, shape: tuple[int, ...]) -> str | None:
     """The batch norm that refuses a batch of such a shape, by its name."""
     starved: list[str] = []
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0]
-            if module.training and x.shape[0] * x[0, 0].numel() == 1:
-                starved.append(name)
-
-        return hook
+    def note(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        x = args[0]
+        if module.training and x.shape[0] * x[0, 0].numel() == 1:
+            starved.append(name)
 
     kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     handles = [
-        module.register_forward_pre_hook(note(name))
+        module.register_forward_pre_hook(partial(note, name))
         for name, module in model.named_modules()
         if isinstance(module, kinds)
     ]
@@ -129,7 +126,7 @@ def estimate_memory(run: Run) -> dict[str, int]:
         gradients=4 * trained,
         optimizer=BYTES_OF_STATE.get(kind, 8) * trained,
     )
-    batch = next((s.loader.get('batch_size') for s in run.splits if s.name == 'train'), None)
+    batch = run.train.loader.get('batch_size') if run.train else None
     on_meta = all(parameter.is_meta for parameter in parameters)
     if batch and run.input_shape and on_meta:
         parts['activations'] = kept_bytes(run.model, (batch, *run.input_shape))

@@ -22,12 +22,13 @@ from ..utils.arguments import usage_message
 from ..utils.configs import FAMILIES, is_called
 from .annotations import problem_of
 from .classes import heads, lacks_masks
-from .data import Run, Split, class_names, is_local, leaves, number_of_images, transforms
+from .data import Run, Split, class_names, evenly, is_local, leaves, number_of_images, transforms
 from .findings import Finding, doubt, some, wrong
 
 SIZES = 500  # pictures whose size is compared at most
 MAPS, PIXELS = 64, 60_000_000  # label maps that are read at most
 IGNORED = 255
+BACKGROUND = ('background', 'bg', 'back ground', 'other', 'others')
 FILES = ('img_path', 'seg_map_path')
 CUT_OFF = 'is cut off'
 ENDS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND'}  # JPEG and PNG: first bytes, mark of the end
@@ -77,7 +78,7 @@ def check_files(run: Run) -> Iterator[Finding]:
                         + f', with {len(named) - 1} more of {len(paths)}' * (len(named) > 1)
                         + ': get it again, or correct data_prefix and the suffixes'
                     )
-            yield from check_sizes(split, looked_at[:: -(-len(looked_at) // SIZES) or 1])
+            yield from check_sizes(split, evenly(looked_at, SIZES))
 
 
 def reads(leaf: Any, key: str) -> bool:
@@ -160,14 +161,13 @@ def check_masks(run: Run) -> Iterator[Finding]:
                     'roi_head.mask_head=None, or add the masks'
                 )
     roi_head = getattr(run.model, 'roi_head', None)
-    if getattr(roi_head, 'with_mask', False):
-        for split in run.splits:
-            for leaf, _ in split.looked_at if split.name == 'train' else ():
-                if loads(leaf, 'with_bbox') and not loads(leaf, 'with_mask'):
-                    yield wrong(
-                        'model.roi_head.mask_head learns from masks, but the train pipeline loads '
-                        'none: set with_mask=True in LoadAnnotations, or roi_head.mask_head=None'
-                    )
+    if run.train and getattr(roi_head, 'with_mask', False):
+        for leaf in run.train.leaves:
+            if loads(leaf, 'with_bbox') and not loads(leaf, 'with_mask'):
+                yield wrong(
+                    'model.roi_head.mask_head learns from masks, but the train pipeline loads '
+                    'none: set with_mask=True in LoadAnnotations, or roi_head.mask_head=None'
+                )
 
 
 def loads(leaf: Any, what: str) -> bool:
@@ -204,7 +204,7 @@ def look_into_maps(
     what = f'label maps of the {split.name} data'
     counts, seen, pixels = np.zeros(IGNORED + 1, np.int64), 0, 0
     outside: tuple[str, list[int]] | None = None
-    for info in maps[:: -(-len(maps) // MAPS)]:
+    for info in evenly(maps, MAPS):
         file = info['seg_map_path']
         try:
             result = copy.deepcopy(info)
@@ -267,7 +267,7 @@ def judge(
             + '): write the number of a class in every pixel'
         )
     elif number > 1 and reduced and counts[IGNORED] and present[-1] == number - 2:
-        background = bool(classes) and closest_to_background(classes[0])
+        background = bool(classes) and classes[0].lower().strip('_ ') in BACKGROUND
         text = (
             f'the {what} have no pixel of the last class {classes[-1]!r}, and 0 is ignored '
             f'(reduce_zero_label=True): if 0 is the class {classes[0]!r}, set '
@@ -283,10 +283,6 @@ def judge(
         )
     elif number > 1 and present == [0]:
         yield doubt(f'the {what} that were read hold one class alone, {classes[0]!r}')
-
-
-def closest_to_background(name: str) -> bool:
-    return name.lower().strip('_ ') in ('background', 'bg', 'back ground', 'other', 'others')
 
 
 def beyond_a_byte(file: str) -> int | None:

@@ -9,10 +9,9 @@ import numpy as np
 from rich.table import Table
 
 from ..utils.configs import as_list, type_name
-from .data import Run, Split, class_names, number_of_images, processes
+from .data import Run, class_names, evenly, number_of_images, processes
 from .network import estimate_memory
 from .pictures import IGNORED, SIZES, picture_size
-from .training import by_epoch
 
 
 def tables(run: Run) -> Iterator[Table]:
@@ -24,20 +23,19 @@ def tables(run: Run) -> Iterator[Table]:
 def data_table(run: Run) -> Table:
     table = Table('split', 'data set', 'images', 'classes', 'sizes', 'batch', title='Data')
     for split in run.splits:
-        for leaf in split.leaves:
+        for leaf, infos in split.looked_at:
             images, classes = number_of_images(leaf), class_names(leaf) or ()
             batch = str(split.loader.get('batch_size', '-'))
-            row = (type(leaf).__name__, f'{images:,}', str(len(classes)), sizes(split, leaf), batch)
+            row = (type(leaf).__name__, f'{images:,}', str(len(classes)), sizes(infos), batch)
             table.add_row(split.name, *row)
     return table
 
 
-def sizes(split: Split, leaf: object) -> str:
+def sizes(infos: list[dict]) -> str:
     """The smallest and the largest width and height of the images."""
-    infos = next(looked_at for other, looked_at in split.looked_at if other is leaf)
     found = [
         (info['width'], info['height']) if 'width' in info else picture_size(info['img_path'])
-        for info in infos[:: -(-len(infos) // SIZES) or 1]
+        for info in evenly(infos, SIZES)
         if 'img_path' in info
     ]
     known = [size for size in found if size]
@@ -83,10 +81,10 @@ def labels_of(info: dict) -> Iterator[int]:
 def training_table(run: Run) -> Table:
     table = Table('', '', title='Training', show_header=False)
     loop = run.cfg.get('train_cfg') or {}
-    train = next((split for split in run.splits if split.name == 'train'), None)
+    train = run.train
     images = len(train.dataset) if train is not None and train.dataset is not None else 0
     batch = processes() * (train.loader.get('batch_size') or 0) if train is not None else 0
-    if by_epoch(run):
+    if run.by_epoch:
         steps = loop['max_epochs'] * -(-images // batch) if batch else 0
         length = f'{loop["max_epochs"]} epochs, {steps:,} iterations'
     else:

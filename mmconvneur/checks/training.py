@@ -94,7 +94,7 @@ def check_best(run: Run) -> Iterator[Finding]:
 def check_loaders(run: Run) -> Iterator[Finding]:
     for split in run.splits:
         name, loader = f'{split.name}_dataloader', split.loader
-        ends = split.name != 'train' or by_epoch(run)
+        ends = split.name != 'train' or run.by_epoch
         sampler = loader.get('sampler')
         if ends and is_endless(sampler, scope_of(run.cfg)):
             use = 'an epoch' if split.name == 'train' else 'an evaluation'
@@ -119,16 +119,12 @@ def is_endless(sampler: Any, scope: str) -> bool:
     return is_subclass(kind, InfiniteSampler) or is_called(kind, *ENDLESS)
 
 
-def by_epoch(run: Run) -> bool:
-    return (run.cfg.get('train_cfg') or {}).get('max_epochs') is not None
-
-
 def check_schedule(run: Run) -> Iterator[Finding]:
     """The learning rate's schedule is as long as the training."""
-    train = next((split for split in run.splits if split.name == 'train'), None)
+    train = run.train
     loop = run.cfg.get('train_cfg') or {}
-    unit = 'epoch' if by_epoch(run) else 'iteration'
-    total = loop.get('max_epochs') if by_epoch(run) else loop.get('max_iters')
+    unit = 'epoch' if run.by_epoch else 'iteration'
+    total = loop.get('max_epochs') if run.by_epoch else loop.get('max_iters')
     schedulers = [s for s in as_list(run.cfg.get('param_scheduler')) if not is_warmup(s)]
     if train is None or not total or not schedulers:
         return
@@ -148,7 +144,7 @@ def check_schedule(run: Run) -> Iterator[Finding]:
                 return
             end /= max(1, len(train.dataset) // (train.loader.batch_size * processes()))
         ends.append(end)
-    end, limit = max(ends), f'train_cfg.max_{"epochs" if by_epoch(run) else "iters"}={total}'
+    end, limit = max(ends), f'train_cfg.max_{"epochs" if run.by_epoch else "iters"}={total}'
     last = type_name(schedulers[ends.index(end)])
     if end < 0.99 * total:
         yield doubt(
@@ -183,12 +179,12 @@ def check_saving(run: Run) -> Iterator[Finding]:
     """Checkpoints are counted in the unit of the loop."""
     hook = (run.cfg.get('default_hooks') or {}).get('checkpoint')
     loop = run.cfg.get('train_cfg') or {}
-    if hook and hook.get('by_epoch', True) and loop.get('max_iters') and not by_epoch(run):
-        if any(split.name == 'train' for split in run.splits):
-            yield doubt(
-                'default_hooks.checkpoint counts epochs (by_epoch=True) and train_cfg iterations, '
-                'so that nothing is saved before the end: set by_epoch=False and interval'
-            )
+    by_iteration = loop.get('max_iters') and not run.by_epoch
+    if run.train and by_iteration and hook and hook.get('by_epoch', True):
+        yield doubt(
+            'default_hooks.checkpoint counts epochs (by_epoch=True) and train_cfg iterations, so '
+            'that nothing is saved before the end: set by_epoch=False and interval'
+        )
 
 
 def check_variables(run: Run) -> Iterator[Finding]:

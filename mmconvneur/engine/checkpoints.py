@@ -27,13 +27,13 @@ class AtomicBackend(LocalBackend):
 register_backend(ATOMIC['backend'], AtomicBackend, force=True)
 
 
-def read_training(path: str | Path, trust: bool | None = None) -> dict:
+def read_training(path: str | Path) -> dict:
     """A checkpoint that training can continue from, with its tensors left on the disk.
 
     Raises:
         UsageError: If it cannot be read, or holds no optimizer (published weights, ``best_*``).
     """
-    checkpoint = read_checkpoint(path, trust, on_disk=True)
+    checkpoint = read_checkpoint(path, on_disk=True)
     meta = checkpoint.get('meta')
     if not isinstance(meta, dict) or not {'epoch', 'iter'} <= meta.keys():
         raise UsageError(

@@ -122,9 +122,8 @@ def layer_depths(model: nn.Module) -> dict[str, tuple[int, int]]:
     Raises:
         UsageError: If no submodule has ``get_layer_depth``.
     """
-    owners: dict[
-        str, Callable[[str], tuple[int, int]]
-    ] = {}  # by prefix; outer ones come first and answer for inner ones
+    # By prefix; outer ones come first and answer for inner ones.
+    owners: dict[str, Callable[[str], tuple[int, int]]] = {}
     for path, module in model.named_modules():
         prefix = f'{path}.' if path else ''
         answer = getattr(module, 'get_layer_depth', None)

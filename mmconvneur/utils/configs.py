@@ -336,6 +336,8 @@ def missing_data(cfg: Config, split: str) -> Iterator[str]:
         if (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
             continue
         root = dataset.get('data_root') or ''
+        task = Path(root).name
+        command = SAMPLE_COMMAND + f' --task {task}' * (task in SAMPLE_TASKS)
         prefix = dataset.get('data_prefix') or {}
         prefix = dict(img_path=prefix) if isinstance(prefix, str) else prefix  # mmpretrain's
         paths = {'annotations': dataset.get('ann_file'), **prefix}
@@ -345,7 +347,7 @@ def missing_data(cfg: Config, split: str) -> Iterator[str]:
                 yield (
                     f'{path} is missing or empty: put the {split} {WHAT.get(what, what)} of '
                     f'{type_name(dataset)} there, or set data_root; the sample data is made by '
-                    f'`{sample_command(root)}`'
+                    f'`{command}`'
                 )
 
 
@@ -355,12 +357,6 @@ WHAT = {
     'img_path': 'images',
     'seg_map_path': 'label maps',
 }
-
-
-def sample_command(root: str) -> str:
-    """The command that makes the data of a task whose folder ``root`` is."""
-    task = Path(root).name
-    return f'{SAMPLE_COMMAND} --task {task}' if task in SAMPLE_TASKS else SAMPLE_COMMAND
 
 
 def is_filled(path: Path) -> bool:

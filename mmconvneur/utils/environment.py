@@ -102,7 +102,8 @@ def diagnose(paths: Sequence[str]) -> Report:
             aside = f'mv "{folder}" "{folder}.old" && {cure([name], owners)}'
             return Report('left-over files', problem, aside)
     for name, (owner,) in mm.items():
-        if not all(file.locate().exists() for file in _sources(owner, name)):
+        files = (f for f in owner.files or () if f.parts[0] == name and f.suffix == '.py')
+        if not all(Path(file.locate()).exists() for file in files):
             problem = f'{label(owner)} is listed as installed but files of it are gone'
             return Report('left-over files', problem, cure([name], owners))
     foreign = [name for name, (owner,) in mm.items() if not _of_onedl(owner)]
@@ -253,10 +254,6 @@ def _folder(name: str, paths: Sequence[str]) -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(next(iter(spec.submodule_search_locations)))
-
-
-def _sources(dist: Distribution, name: str) -> Iterable:
-    return (f for f in dist.files or () if f.parts[0] == name and f.suffix == '.py')
 
 
 if __name__ == '__main__':

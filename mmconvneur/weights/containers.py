@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -66,14 +65,11 @@ def read_index(path: Path) -> dict[str, str]:
 
 def is_whole(path: Path) -> bool:
     """Whether a file is a whole checkpoint, or a whole index of one."""
-    read: Callable[[Path], dict]
-    if path.name.endswith(INDEX):
-        read = read_index
-    elif path.suffix == SAFETENSORS:
-        read = read_safetensors
-    else:
-        return is_checkpoint(path)
     try:
-        return bool(read(path))
+        if path.name.endswith(INDEX):
+            return bool(read_index(path))
+        if path.suffix == SAFETENSORS:
+            return bool(read_safetensors(path))
     except UsageError:
         return False
+    return is_checkpoint(path)

@@ -82,7 +82,8 @@ class Layout(NamedTuple):
     def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
         """The tensors of the keys ``inside`` a backbone; ``outside`` are the file's other keys."""
         _check_version(key for key in inside if key.startswith(self.roots))
-        return translated(self, inside, outside)
+        own = self.own_name, self.own_shape
+        return translated(self.name, self.roots, *own, inside, outside)
 
 
 def _transformers_dinov3(name: str, model: str) -> Layout:
@@ -96,24 +97,18 @@ def _transformers_dinov3(name: str, model: str) -> Layout:
     )
 
 
+OFFICIAL = Layout(
+    'ConvNeXt (official repository, DINOv3)',
+    stem=('downsample_layers.0.0', 'downsample_layers.0.1'),
+    downsample=lambda i: f'downsample_layers.{i}',
+    block=lambda i, j: f'stages.{i}.{j}',
+    parts=('dwconv', 'norm', 'pwconv1', 'pwconv2', 'gamma'),
+    # DINOv3's repository has the same names, and its last norm, once more, under `norms.3`.
+    output_norms={i: rf'norm{i}|norms\.{i}' for i in STAGES},
+)
 CONVNEXTS = (
-    Layout(
-        'ConvNeXt (official repository, DINOv3)',
-        stem=('downsample_layers.0.0', 'downsample_layers.0.1'),
-        downsample=lambda i: f'downsample_layers.{i}',
-        block=lambda i, j: f'stages.{i}.{j}',
-        parts=('dwconv', 'norm', 'pwconv1', 'pwconv2', 'gamma'),
-        # DINOv3's repository has the same names, and its last norm, once more, under `norms.3`.
-        output_norms={i: rf'norm{i}|norms\.{i}' for i in STAGES},
-    ),
-    Layout(
-        'ConvNeXt (mmpretrain)',
-        stem=('downsample_layers.0.0', 'downsample_layers.0.1'),
-        downsample=lambda i: f'downsample_layers.{i}',
-        block=lambda i, j: f'stages.{i}.{j}',
-        parts=('depthwise_conv', 'norm', 'pointwise_conv1', 'pointwise_conv2', 'gamma'),
-        output_norms={i: f'norm{i}' for i in STAGES},
-    ),
+    OFFICIAL,
+    OFFICIAL._replace(name='ConvNeXt (mmpretrain)', parts=PARTS),
     Layout(
         'ConvNeXt (timm)',
         stem=('stem.0', 'stem.1'),

@@ -1,19 +1,6 @@
-"""Names in the published checkpoints of GLNet, and this package's names for them.
+"""Names and shapes in the published checkpoints of GLNet, and this package's for them.
 
-| published                                | here                                                  |
-|------------------------------------------|-------------------------------------------------------|
-| `stages.i.blocks.j.`                     | `stages.i.j.`                                         |
-| ... `slot_scale`, ()                     | ... `mixing.clustering.affinity.scale`, (1,)          |
-| ... `relation_mha.in_proj_`, `.out_proj` | ... `mixing.clustering.attention.qkv.`, `.out_proj`   |
-| ... `mha_op.in_proj_`, `.out_proj`       | ... `mixing.attention.qkv.`, `.out_proj`              |
-| ... `feature_conv.`                      | ... `mixing.local.`                                   |
-| ... `pos_conv.`                          | ... `position.`                                       |
-| ... `ls1.gamma`, (C) or (1, C, 1, 1)     | ... `scale1.weight`, (C)                              |
-| ... `mlp.0.`, `mlp.2.` of shape (D, C)   | ... `mlp.0.`, `mlp.3.` of shape (D, C, 1, 1)          |
-| ... `norm1.`, `norm2.`, `mlp.0.` to `3.` | the same                                              |
-| `downsample_layers.`                     | the same                                              |
-| `norm.`                                  | `norm3.`                                              |
-| `head.`, `tklb_aux_head.`                | left out                                              |
+Of a checkpoint, ``head.`` and ``tklb_aux_head.`` are left out.
 """
 
 from __future__ import annotations
@@ -53,7 +40,11 @@ def own_name(published: str) -> str | None:
 
 
 def own_shape(name: str, value: Tensor) -> Tensor:
-    """A tensor in the shape that it has here under ``name``."""
+    """A tensor in the shape that it has here under ``name``.
+
+    A slot scale, (), becomes (1,), a layer scale, also of shape (1, C, 1, 1), a vector, and a
+    linear layer, (D, C), a 1x1 convolution.
+    """
     if '.scale' in name:
         return value.flatten()
     if '.mlp.' in name and value.dim() == 2:

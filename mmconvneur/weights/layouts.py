@@ -27,12 +27,10 @@ class GLNetLayout:
 
     name = 'GLNet (official repository)'
     first_key = glnet.FIRST_KEY
-    roots = glnet.ROOTS
-    own_name = staticmethod(glnet.own_name)
-    own_shape = staticmethod(glnet.own_shape)
 
     def supply(self, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
-        return translated(self, inside, outside)
+        own = glnet.own_name, glnet.own_shape
+        return translated(self.name, glnet.ROOTS, *own, inside, outside)
 
 
 class OwnLayout(NamedTuple):
@@ -54,10 +52,7 @@ class OwnLayout(NamedTuple):
         return Supplied(self.name, tensors, [], unused, may_lack_norms=len(norms) < 2)
 
 
-CONVNEUR = OwnLayout(
-    'ConvNeur',
-    first_key=f'stages.0.0.local_branch.{PARTS[0]}.weight',
-)
+CONVNEUR = OwnLayout('ConvNeur', first_key=f'stages.0.0.local_branch.{PARTS[0]}.weight')
 GLNET = OwnLayout('GLNet', first_key='stages.0.0.norm1.weight')
 LAYOUTS: tuple[Layout | OwnLayout | GLNetLayout, ...] = (
     CONVNEUR,

@@ -57,15 +57,11 @@ def load_pretrained(backbone: StagedBackbone, files: Sequence[dict]) -> None:
         UsageError: If a file cannot be read safely, or does not fit.
     """
     for cfg in files:
-        _load_file(backbone, cfg['checkpoint'], cfg.get('prefix'))
-
-
-def _load_file(backbone: StagedBackbone, checkpoint: str, prefix: str | None) -> None:
-    try:
-        state = read_backbone(checkpoint, prefix)
-    except UsageError as error:
-        raise UsageError(f'{error}; {FROM_SCRATCH}') from None
-    load_state_dict(backbone, state)
+        try:
+            state = read_backbone(cfg['checkpoint'], cfg.get('prefix'))
+        except UsageError as error:
+            raise UsageError(f'{error}; {FROM_SCRATCH}') from None
+        load_state_dict(backbone, state)
 
 
 def fit_state_dict(
@@ -137,13 +133,8 @@ def rewrite(
 ) -> None:
     """Put what a report says into ``state_dict`` in the place of all that starts with ``prefix``.
 
-    Args:
-        state_dict: What is going to be loaded.
-        prefix: Of the model in it.
-        own: The state of the model, which what is new keeps.
-        tensors: What the source supplies under the model's names.
-        report: Of the two.
-        source: Said with the report in the log.
+    What is new keeps the model's ``own`` state; the rest are the ``tensors`` that the source
+    supplies under the model's names. The report is logged with the name of the source.
     """
     level = logging.INFO if report.complete else logging.WARNING
     print_log(f'{source}: {report}', 'current', level)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 ENOUGH = 0.95  # of the tensors that the source can supply
 EXAMPLES = 2
+WORDS = dict(new='newly initialised', mismatched='shape mismatched')
 
 
 class LoadReport(NamedTuple):
@@ -45,24 +46,15 @@ class LoadReport(NamedTuple):
         return bool(self.matched) and self.share == 1
 
     def __str__(self) -> str:
-        words = dict(
-            matched=self.matched,
-            newly_initialised=self.new,
-            missing=self.missing,
-            unexpected=self.unexpected,
-            shape_mismatched=self.mismatched,
-            unused=self.unused,
-        )
         return ', '.join(
-            f'{len(names)} {word.replace("_", " ")}'
-            + (f' ({_examples(names)})' if names and word != 'matched' else '')
-            for word, names in words.items()
+            f'{len(names)} {WORDS.get(field, field)}{_examples(names) * (field != "matched")}'
+            for field, names in self._asdict().items()
         )
 
 
 def _examples(names: list[str]) -> str:
     more = [f'and {len(names) - EXAMPLES} more'] if len(names) > EXAMPLES else []
-    return ', '.join([*names[:EXAMPLES], *more])
+    return f' ({", ".join([*names[:EXAMPLES], *more])})' if names else ''
 
 
 def compare(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -26,33 +26,30 @@ class Supplied(NamedTuple):
     may_lack_norms: bool
 
 
-class Names(Protocol):
-    """The names of a layout, and this package's names and shapes for what they name.
+def translated(
+    layout: str,
+    roots: tuple[str, ...],
+    own_name: Callable[[str], str | None],
+    own_shape: Callable[[str, Tensor], Tensor],
+    inside: Mapping[str, Tensor],
+    outside: list[str],
+) -> Supplied:
+    """The tensors of a layout of other names.
 
-    Attributes:
-        name: For messages.
-        roots: What the keys of stem, downsampling and blocks start with.
+    Args:
+        layout: Its name, for messages.
+        roots: What its keys of stem, downsampling and blocks start with.
+        own_name: This package's name for one of its keys, if there is one.
+        own_shape: A tensor in the shape that it has here under such a name.
+        inside: The entries of a file that are in a backbone.
+        outside: The other keys of the file.
     """
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def roots(self) -> tuple[str, ...]: ...
-
-    def own_name(self, key: str) -> str | None: ...
-
-    def own_shape(self, name: str, value: Tensor) -> Tensor: ...
-
-
-def translated(layout: Names, inside: Mapping[str, Tensor], outside: list[str]) -> Supplied:
-    """The tensors of the keys ``inside`` a backbone; ``outside`` are the file's other keys."""
     tensors: dict[str, Tensor] = {}
     unknown: list[str] = []
     unused = outside
     for key, value in inside.items():
-        if name := layout.own_name(key):
-            tensors[name] = layout.own_shape(name, value)
+        if name := own_name(key):
+            tensors[name] = own_shape(name, value)
         else:
-            (unknown if key.startswith(layout.roots) else unused).append(key)
-    return Supplied(layout.name, tensors, unknown, unused, may_lack_norms=True)
+            (unknown if key.startswith(roots) else unused).append(key)
+    return Supplied(layout, tensors, unknown, unused, may_lack_norms=True)

@@ -26,7 +26,6 @@ from mmconvneur.registry import MIXERS
 SWIN = dict(type='mmdet.SwinTransformer', drop_path_rate=0.0)
 PVTV2 = dict(type='mmdet.PyramidVisionTransformerV2', drop_path_rate=0.0)
 MSCAN = dict(type='mmseg.MSCAN', mlp_ratios=(8, 8, 4, 4), norm_cfg=dict(type='BN'))
-MMPRETRAIN = dict(type='mmpretrain.ConvNeXt', out_indices=(0, 1, 2, 3), gap_before_final_norm=False)
 HF_CONVNEXT = dict(type='transformers.ConvNextConfig', hidden_sizes=[96, 192, 384, 768])
 HF_SWIN = dict(
     type='transformers.SwinConfig', embed_dim=96, num_heads=[3, 6, 12, 24], drop_path_rate=0.0
@@ -48,8 +47,6 @@ BACKBONES = {
     'mscan-t': dict(MSCAN, embed_dims=(32, 64, 160, 256), depths=(3, 3, 5, 2)),
     'mscan-s': dict(MSCAN, embed_dims=(64, 128, 320, 512), depths=(2, 2, 4, 2)),
     'mscan-b': dict(MSCAN, embed_dims=(64, 128, 320, 512), depths=(3, 3, 12, 3)),
-    'mmpretrain-convnext-t': dict(MMPRETRAIN, arch='tiny'),
-    'mmpretrain-convnext-s': dict(MMPRETRAIN, arch='small'),
     'mmpretrain-hornet-t': dict(
         type='mmpretrain.HorNet', arch='tiny', drop_path_rate=0.0, out_indices=(0, 1, 2, 3)
     ),

@@ -86,20 +86,15 @@ def run_case(
 ) -> list[dict]:
     """Race the contestants and return one row for each that runs.
 
-    Args:
-        case: What all have in common.
-        contestants: Who runs.
-        baseline: Label of the contestant whose time the others are divided by.
-        rounds: How often each is timed.
-        device: CPU or GPU.
-        advance: Called with the number of runs that are done.
-        report: Called with one line for each contestant that does not run.
+    Times are divided by those of the ``baseline``, a label. ``advance`` is called with the number
+    of runs that are done, ``report`` with one line for each contestant that does not run.
 
     Raises:
         UsageError: If the baseline does not run.
     """
     steps, rows = {}, {}
-    allow_tf32(case.dtype == 'tf32')
+    tf32 = case.dtype == 'tf32'
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     for contestant in contestants:
         label = contestant.label
         try:
@@ -123,7 +118,8 @@ def run_case(
         return seconds(step, device)
 
     size = MATMUL_SIZES[device.type]
-    steps[MATMUL] = matmul(size, compute_dtype(case), device)
+    dtype, autocast = DTYPES[case.dtype]
+    steps[MATMUL] = matmul(size, autocast or dtype, device)
     times = race(steps, rounds, clock)
     torch.compiler.reset()  # what it compiles per size is limited, and would stay
     for label, row in rows.items():
@@ -199,17 +195,7 @@ def make_step(model: torch.nn.Module, image: torch.Tensor, case: Case) -> Step:
     return train
 
 
-def allow_tf32(allowed: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-
-
 def matmul(size: int, dtype: torch.dtype, device: torch.device) -> Step:
     """A product of two square matrices, large enough for the machine's best rate."""
     left, right = torch.randn(2, size, size, device=device).to(dtype)
     return lambda: left @ right
-
-
-def compute_dtype(case: Case) -> torch.dtype:
-    """The dtype that the case multiplies in."""
-    dtype, autocast = DTYPES[case.dtype]
-    return autocast or dtype

@@ -12,6 +12,7 @@ import statistics
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmconvneur.utils.files import write_atomically
@@ -20,7 +21,7 @@ from tables import markdown
 from .backbones import build
 from .cases import Case, Contestant, make_step, run_case
 from .measure import count_macs
-from .report import pyplot, save, spread
+from .report import save, spread
 
 DETECTOR = (800, 1280)  # pixels
 ROUNDS = 5
@@ -123,13 +124,10 @@ def cost_table(found: dict[str, dict], size: tuple[int, int]) -> str:
 
 def plot_costs(results: list[dict], found: dict[str, dict], path: Path) -> None:
     """A line per branch, the best at the top: mIoU of every seed, and beside it the cost."""
-    plt = pyplot()
     rows = {row: [final(r) for r in at_best(runs)] for row, runs in by_row(results).items()}
     rows = dict(sorted(rows.items(), key=lambda pair: statistics.median(pair[1])))
-    figure, (scores, macs) = plt.subplots(
-        1, 2, figsize=(9, 1 + 0.27 * len(rows)), sharey=True, width_ratios=(3, 2),
-        layout='constrained',
-    )  # fmt: skip
+    figure = Figure((9, 1 + 0.27 * len(rows)), layout='constrained')
+    scores, macs = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for row, values in rows.items():
         scores.plot(values, [row] * len(values), 'o-', color='C0', alpha=0.6)
         scores.plot(statistics.median(values), row, '|', color='C0', markersize=14)
@@ -140,25 +138,4 @@ def plot_costs(results: list[dict], found: dict[str, dict], path: Path) -> None:
         axis.grid(alpha=0.3)
         axis.margins(y=0.03)
         axis.spines[['top', 'right']].set_visible(False)
-    save(figure, path)
-
-
-def plot_curves(results: list[dict], path: Path) -> None:
-    plt = pyplot()
-    rows = by_row(results)
-    columns = min(5, len(rows))
-    lines = -(-len(rows) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(2.4 * columns, 2.2 * lines), sharex=True, sharey=True,
-        squeeze=False, layout='constrained',
-    )  # fmt: skip
-    for axis, (row, runs) in zip(axes.flat, rows.items(), strict=False):
-        for run in at_best(runs):
-            axis.plot(*zip(*run['scores'], strict=True), marker='.')
-        axis.set_title(row, fontsize=8)
-    for axis in axes.flat[len(rows) :]:
-        axis.set_axis_off()
-    axes[0, 0].set_ylim(0, 100)
-    figure.supxlabel('iteration')
-    figure.supylabel('mIoU, one line per seed')
     save(figure, path)

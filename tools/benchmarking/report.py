@@ -10,10 +10,9 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 import torch
+from matplotlib.figure import Figure
 from rich.box import SIMPLE
 from rich.table import Table
 
@@ -24,12 +23,9 @@ from mmconvneur.utils.files import write_atomically
 
 from .cases import Case
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 RESULTS = 'benchmark.json'
 ALLOCATOR = ('MALLOC_', 'LD_PRELOAD')  # variables that change it
-OTHER_PACKAGES = ('mmconvneur', 'timm', 'transformers', 'mmpretrain', 'onedl-mmpretrain')
+OTHER_PACKAGES = ('mmconvneur', 'timm', 'transformers')
 
 
 def environment(device: torch.device) -> dict:
@@ -134,17 +130,14 @@ def spread(row: dict, name: str, form: str) -> str:
 
 def plot(rows: list[dict], path: Path) -> None:
     """A panel per case: median time of each backbone with its quartiles, the fastest at the top."""
-    plt = pyplot()
     cases: dict[str, list[dict]] = {}
     for row in rows:
         size = f'{row["height"]} x {row["width"]}'
         name = f'{size}, batch {row["batch_size"]}, {row["dtype"]}'
         cases.setdefault(name, []).append(row)
     heights = [0.8 + 0.25 * len(found) for found in cases.values()]
-    figure, axes = plt.subplots(
-        len(cases), figsize=(8, sum(heights)), height_ratios=heights, layout='constrained',
-        squeeze=False,
-    )  # fmt: skip
+    figure = Figure((8, sum(heights)), layout='constrained')
+    axes = figure.subplots(len(cases), height_ratios=heights, squeeze=False)
     for axis, (name, found) in zip(axes[:, 0], cases.items(), strict=True):
         found.sort(key=lambda row: -row['time_ms'])
         labels = [row['backbone'] for row in found]
@@ -159,17 +152,7 @@ def plot(rows: list[dict], path: Path) -> None:
     save(figure, path)
 
 
-def pyplot() -> ModuleType:
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    return plt
-
-
 def save(figure: Figure, path: Path) -> None:
     content = io.BytesIO()
     figure.savefig(content, dpi=120)
-    pyplot().close(figure)
     write_atomically(path, content.getvalue())

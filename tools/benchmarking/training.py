@@ -11,13 +11,12 @@ import gc
 import json
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.structures import InstanceData, PixelData
+from mmengine.structures import PixelData
 
 from mmconvneur.utils.timing import Spread, Step, race, seconds
 
@@ -38,39 +37,24 @@ def training_step(cfg: Config, size: tuple[int, int], batch: int, device: torch.
     model = revert_sync_batchnorm(MODELS.build(cfg.model)).to(device)
     model.train()
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    sample = detection_sample if cfg.default_scope == 'mmdet' else segmentation_sample
-    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for _ in range(batch)]
-    data = dict(inputs=images, data_samples=[sample(*size) for _ in range(batch)])
+    if cfg.default_scope == 'mmdet':
+        from mmdet.testing import demo_mm_inputs
+
+        data = demo_mm_inputs(batch, (3, *size), [OBJECTS] * batch, num_classes=2, with_mask=True)
+    else:
+        data = dict(
+            inputs=list(torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)),
+            data_samples=[segmentation_sample(size) for _ in range(batch)],
+        )
     return lambda: model.train_step(data, wrapper)
 
 
-def detection_sample(height: int, width: int) -> object:
-    from mmdet.structures import DetDataSample
-    from mmdet.structures.mask import BitmapMasks
-
-    corners = torch.rand(OBJECTS, 2) * torch.tensor([width * 0.6, height * 0.6])
-    boxes = torch.cat([corners, corners + torch.tensor([width * 0.3, height * 0.3])], dim=1)
-    masks = np.zeros((OBJECTS, height, width), np.uint8)
-    for mask, (left, top, right, bottom) in zip(masks, boxes.int().tolist(), strict=True):
-        mask[top:bottom, left:right] = 1
-    objects = InstanceData(
-        bboxes=boxes,
-        labels=torch.zeros(OBJECTS, dtype=torch.long),  # every config has a class 0
-        masks=BitmapMasks(masks, height, width),
-    )
-    return DetDataSample(gt_instances=objects, metainfo=shapes(height, width))
-
-
-def segmentation_sample(height: int, width: int) -> object:
+def segmentation_sample(size: tuple[int, int]) -> object:
     from mmseg.structures import SegDataSample
 
-    classes = torch.randint(0, 2, (1, height, width))
-    return SegDataSample(gt_sem_seg=PixelData(data=classes), metainfo=shapes(height, width))
-
-
-def shapes(height: int, width: int) -> dict:
-    size = (height, width)
-    return dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
+    classes = torch.randint(0, 2, (1, *size))
+    shapes = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size)
+    return SegDataSample(gt_sem_seg=PixelData(data=classes), metainfo=shapes)
 
 
 def main() -> None:

@@ -19,22 +19,11 @@ from skimage import filters, measure, morphology, segmentation
 
 from mmconvneur.errors import UsageError
 
-FILES = {
-    'astronaut': 'astronaut.png',
-    'brick': 'brick.png',
-    'camera': 'camera.png',
-    'chelsea': 'chelsea.png',
-    'coffee': 'coffee.png',
-    'coins': 'coins.png',
-    'grass': 'grass.png',
-    'gravel': 'gravel.png',
-    'ihc': 'ihc.png',
-    'motorcycle': 'motorcycle_left.png',
-    'rocket': 'rocket.jpg',
-}
 GROUNDS = ('brick', 'grass', 'gravel')
 COLOURED = ('astronaut', 'chelsea', 'coffee', 'ihc', 'motorcycle', 'rocket')
 GREY = ('brick', 'camera', 'grass', 'gravel')
+FILES = {name: f'{name}.png' for name in (*COLOURED, *GREY, 'coins')}
+FILES |= {'motorcycle': 'motorcycle_left.png', 'rocket': 'rocket.jpg'}
 SPLITS = ('train', 'val')
 SPANS = {'train': (0.0, 0.58), 'val': (0.62, 1.0)}  # shares of a photograph's width
 

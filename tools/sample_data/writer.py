@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from mmconvneur.errors import UsageError
+from mmconvneur.errors import UsageError, check_choice
 
 from .corners import CUE_CLASSES, LEGEND_CLASSES, cue_scene, legend_scene
 from .fashion import FASHION_CLASSES, fashion_items, fashion_scene
@@ -52,22 +52,16 @@ TASKS = {
 }
 
 
-def _task(name: str) -> Task:
-    if name not in TASKS:
-        raise UsageError(f'unknown task {name!r}: choose one of {", ".join(TASKS)}')
-    return TASKS[name]
-
-
 def make_scene(task: str, split: str, index: int, size: int, seed: int = 0, **options) -> Scene:
     """Scene `index` of a split, the same however many others are made.
 
     Raises:
         UsageError: unknown task or split; what the task's scene function raises.
     """
-    if split not in SPLITS:
-        raise UsageError(f'unknown split {split!r}: choose one of {", ".join(SPLITS)}')
+    check_choice('task', task, TASKS)
+    check_choice('split', split, SPLITS)
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
-    return _task(task).scene(split, size, rng, **options)
+    return TASKS[task].scene(split, size, rng, **options)
 
 
 def _annotations(scene: Scene, image_id: int, first_id: int) -> list[dict]:
@@ -173,7 +167,8 @@ def make_dataset(
     Raises:
         UsageError: a number that makes no sense, or `root` holds something else.
     """
-    chosen = _task(task)
+    check_choice('task', task, TASKS)
+    chosen = TASKS[task]
     numbers = dict(
         num_train=chosen.num_train if num_train is None else num_train,
         num_val=chosen.num_val if num_val is None else num_val,
