@@ -29,6 +29,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 import mmconvneur
+from mmconvneur.engine.hooks import ProgressBarHook
 from mmconvneur.errors import UsageError
 from mmconvneur.evaluation.names import METRICS
 from mmconvneur.utils.arguments import add_trust, one_line_errors
@@ -186,7 +187,7 @@ def evaluate(cfg: Config, weights: Path, args: argparse.Namespace) -> tuple[dict
     """Metrics of a file of weights, and the model that has them."""
     cfg = copy.deepcopy(cfg)
     cfg.load_from, cfg.resume, cfg.work_dir = str(weights), False, str(weights.parent)
-    runner = build_runner(cfg, args, [])
+    runner = build_runner(cfg, args, [ProgressBarHook()])
     stored = torch.load(weights, weights_only=True)['state_dict']
     report = compare(runner.model.state_dict(), stored)
     if not report.complete:

@@ -17,7 +17,7 @@ from mmengine.runner import Runner
 
 from mmconvneur.apis.model_zoo import find_weights
 from mmconvneur.checks.look import hand_over, look
-from mmconvneur.engine.hooks import LoadReportHook
+from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook
 from mmconvneur.engine.outputs import LabelMapHook, PictureHook
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
@@ -60,7 +60,7 @@ def main() -> None:
         },
         files={'--out': args.out if is_file else None},
     )
-    hooks = [LoadReportHook(complete=True)]
+    hooks = [LoadReportHook(complete=True), ProgressBarHook()]
     if args.show_dir:
         hooks.append(PictureHook(args.show_dir, **drawing_options(cfg)))
     if args.out and not is_file:

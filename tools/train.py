@@ -20,7 +20,7 @@ from mmconvneur.apis.model_zoo import find_weights
 from mmconvneur.checks.look import hand_over, look
 from mmconvneur.engine.checkpoints import ATOMIC, latest_checkpoint, read_training
 from mmconvneur.engine.guards import FiniteHook, ScheduleHook
-from mmconvneur.engine.hooks import LoadReportHook, ResumeHook
+from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook, ResumeHook
 from mmconvneur.engine.loops import RESUMABLE
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
@@ -62,7 +62,7 @@ def main() -> None:
     hook = cfg.default_hooks.checkpoint  # None switches it off
     if hook and is_subclass(resolve(HOOKS, hook['type'], scope_of(cfg)), CheckpointHook):
         hook.setdefault('backend_args', ATOMIC)
-    hooks = [LoadReportHook(), FiniteHook(), ScheduleHook(), ResumeHook()]
+    hooks = [LoadReportHook(), FiniteHook(), ScheduleHook(), ResumeHook(), ProgressBarHook()]
     runner = build_runner(cfg, args, hooks)
     if weights:  # the config keeps the name, which is the same everywhere
         runner._load_from = str(weights)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 
 import torch
@@ -16,6 +18,8 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..errors import UsageError
 from ..registry import HOOKS
@@ -241,3 +245,52 @@ class LearnedPartHook(Hook):
             take_out(checkpoint['state_dict'], path, trunk)
             if 'ema_state_dict' in checkpoint:
                 take_out(checkpoint['ema_state_dict'], f'module.{path}', trunk)
+
+
+@HOOKS.register_module()
+class ProgressBarHook(Hook):
+    """A bar with the time left, for training, validation and testing; shown on a terminal only."""
+
+    priority = 'LOWEST'
+
+    def __init__(self) -> None:
+        self._log_above_bar = ExitStack()
+        self._bars: dict[str, tqdm] = {}
+
+    def before_run(self, runner: Runner) -> None:
+        self._shown = runner.rank == 0 and sys.stderr.isatty()
+        if self._shown:
+            self._log_above_bar.enter_context(logging_redirect_tqdm([runner.logger]))
+            for handler in runner.logger.handlers:
+                handler.setLevel(runner.logger.level or logging.INFO)
+
+    def after_run(self, runner: Runner) -> None:
+        self._log_above_bar.close()
+
+    def before_train(self, runner: Runner) -> None:
+        self._open('train', runner.max_iters, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        self._bars['train'].close()
+
+    # MMEngine's hooks of train, val and test end in these.
+    def _before_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        if mode != 'train':
+            self._open(mode, len(getattr(runner, f'{mode}_dataloader')))
+
+    def _after_iter(self, runner: Runner, *args, mode: str = 'train', **kwargs) -> None:
+        self._bars[mode].update()
+
+    def _after_epoch(self, runner: Runner, mode: str = 'train') -> None:
+        if mode != 'train':
+            self._bars[mode].close()
+
+    def _open(self, name: str, total: int, done: int = 0) -> None:
+        self._bars[name] = tqdm(
+            desc=name,
+            total=total,
+            initial=done,
+            disable=not self._shown,
+            leave=False,
+            dynamic_ncols=True,
+        )
