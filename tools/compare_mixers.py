@@ -48,8 +48,13 @@ PAGE = """# Global branches, compared
 
 Each row is one small network with another global branch, fusion, placement or width. A score is
 the mIoU on the validation split after the last iteration, in percent. The first seed takes every
-learning rate; the other seeds take its best one. The deviation is over the seeds. Milliseconds and
-MiB are those of a training step on one thread.
+learning rate; the other seeds take its best one. The deviation is over the seeds.
+
+{}
+
+## Costs
+
+Milliseconds and MiB are those of a training step on one thread. Both tasks have the same network.
 
 {}
 
@@ -93,17 +98,7 @@ ROWS = {  # options of the backbone
 }
 
 
-class Task(NamedTuple):
-    config: str
-    rows: list[str]
-    iterations: int | None = None  # other than the config says
-
-
-TASKS = {
-    'cue': Task('segformer_convneur_cue', list(ROWS)),
-    'legend': Task('segformer_convneur_legend', list(ROWS)),
-    'sample': Task('upernet_convneur_m1_sample', list(ROWS)[:5], iterations=400),
-}
+TASKS = {'cue': 'segformer_convneur_cue', 'legend': 'segformer_convneur_legend'}
 
 
 class Run(NamedTuple):
@@ -118,7 +113,6 @@ class Run(NamedTuple):
         cfg.optim_wrapper.optimizer.lr = self.rate
         cfg.randomness = dict(seed=self.seed)
         cfg.default_hooks.checkpoint.update(interval=-1, save_last=False)
-        iterations = iterations or TASKS[self.task].iterations
         if iterations:
             cfg.train_cfg.update(max_iters=iterations, val_interval=-(-iterations // 4))
             cfg.param_scheduler[-1].end = iterations
@@ -130,7 +124,7 @@ class Run(NamedTuple):
 
 
 def load(task: str) -> Config:
-    return Config.fromfile(ROOT / 'configs' / f'{TASKS[task].config}.py')
+    return Config.fromfile(ROOT / 'configs' / f'{TASKS[task]}.py')
 
 
 def backbone(cfg: Config, row: str) -> dict:
@@ -176,7 +170,7 @@ def train(run: Run, root: Path, iterations: int | None) -> dict:
     )
 
 
-def study(args: argparse.Namespace, rows: dict[str, list[str]]) -> dict[str, list[dict]]:
+def study(args: argparse.Namespace) -> dict[str, list[dict]]:
     """The results of each task: every rate with the first seed, then the best with the others."""
     first, *others = args.seeds
     finished = comparison.Finished(args.out / 'benchmarks' / 'global_branches.json')
@@ -189,7 +183,7 @@ def study(args: argparse.Namespace, rows: dict[str, list[str]]) -> dict[str, lis
         Progress(*columns, speed_estimate_period=1e9) as progress,
         ProcessPoolExecutor(args.jobs, processes, max_tasks_per_child=1) as pool,
     ):
-        total = sum(map(len, rows.values())) * (len(FACTORS) + len(others))
+        total = len(args.tasks) * len(args.rows) * (len(FACTORS) + len(others))
         bar = progress.add_task('runs', total=total)
 
         def results(runs: list[Run]) -> dict[str, list[dict]]:
@@ -207,40 +201,50 @@ def study(args: argparse.Namespace, rows: dict[str, list[str]]) -> dict[str, lis
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-            found = {task: [] for task in rows}
+            found = {task: [] for task in args.tasks}
             for run, key in zip(runs, digests, strict=True):
                 # Whatever its row was called when it ran.
                 found[run.task].append(finished.records[key] | run._asdict())
             return found
 
         grid = results(
-            [Run(t, row, rate, first) for t in rows for row in rows[t] for rate in rates(t)]
+            [Run(t, row, rate, first) for t in args.tasks for row in args.rows for rate in rates(t)]
         )
         best = {
             (task, row): comparison.best_rate(runs)
-            for task in rows
+            for task in args.tasks
             for row, runs in comparison.by_row(grid[task]).items()
         }
         more = results([Run(*pair, best[pair], seed) for seed in others for pair in best])
-        return {task: grid[task] + more[task] for task in rows}
+        return {task: grid[task] + more[task] for task in args.tasks}
 
 
-def section(task: str, results: list[dict], out: Path) -> str:
-    """Tables of one task; its picture goes to OUT/images."""
-    cfg = load(task)
+def page(results: dict[str, list[dict]], out: Path) -> str:
+    """Scores of each task and the costs, which are those of one network; pictures go to OUT."""
+    cfg = load(next(iter(results)))
     size = cfg.model.data_preprocessor.size
-    backbones = {row: backbone(cfg, row) for row in dict.fromkeys(r['row'] for r in results)}
-    found = comparison.costs(backbones, size, cfg.train_dataloader.batch_size)
-    image = f'images/global_branches_{task}_costs.png'
-    comparison.plot_costs(results, found, out / image)
-    tables = comparison.accuracy_table(results), comparison.cost_table(found, size)
-    return '\n\n'.join([f'## {task}', *tables, f'![{task}: costs]({image})'])
+    rows = dict.fromkeys(r['row'] for found in results.values() for r in found)
+    backbones = {row: backbone(cfg, row) for row in rows}
+    costs = comparison.costs(backbones, size, cfg.train_dataloader.batch_size)
+    parts = []
+    for task, found in results.items():
+        image = f'images/global_branches_{task}_costs.png'
+        comparison.plot_costs(found, costs, out / image)
+        parts += [f'## {task}', comparison.accuracy_table(found), f'![{task}: costs]({image})']
+    models = {r['models'] for found in results.values() for r in found}
+    facts = report.environment(torch.device('cpu')) | dict(models=' '.join(sorted(models)))
+    return PAGE.format(
+        '\n\n'.join(parts),
+        comparison.cost_table(costs, size),
+        shlex.join(sys.argv),
+        '\n'.join(f'- {key}: {value}' for key, value in facts.items()),
+    )
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
-    parser.add_argument('--tasks', nargs='+', default=['cue', 'legend'], help=', '.join(TASKS))
-    parser.add_argument('--rows', nargs='+', default=[], help=', '.join(ROWS))
+    parser.add_argument('--tasks', nargs='+', default=[*TASKS], help=', '.join(TASKS))
+    parser.add_argument('--rows', nargs='+', default=[*ROWS], help=', '.join(ROWS))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument('--jobs', type=int, default=os.cpu_count(), help='parallel runs')
     parser.add_argument('--work-dir', type=Path, default=ROOT / 'work_dirs' / 'compare_mixers')
@@ -258,21 +262,13 @@ def main() -> None:
     args = parse()
     args.work_dir = args.work_dir.resolve()
     args.out = args.out or args.work_dir
-    rows = {task: args.rows or TASKS[task].rows for task in args.tasks}
     for task in args.tasks:
         make_dataset(task, ROOT / 'data' / task)
-    results = study(args, rows)
+    results = study(args)
     torch.set_num_threads(1)
-    parts = [section(task, results[task], args.out) for task in args.tasks]
-    models = {r['models'] for found in results.values() for r in found}
-    facts = report.environment(torch.device('cpu')) | dict(models=' '.join(sorted(models)))
-    page = PAGE.format(
-        '\n\n'.join(parts),
-        shlex.join(sys.argv),
-        '\n'.join(f'- {key}: {value}' for key, value in facts.items()),
-    )
-    write_atomically(args.out / 'global_branches.md', page)
-    print(page)
+    text = page(results, args.out)
+    write_atomically(args.out / 'global_branches.md', text)
+    print(text)
 
 
 if __name__ == '__main__':
