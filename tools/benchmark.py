@@ -1,7 +1,8 @@
 """Times backbones side by side: python tools/benchmark.py convneur-t hf-convnext-t --sizes 512
 
-Every round runs every backbone once, so that only the ratios need a quiet machine. Needs neither
-data nor mmcv's compiled operators; a backbone whose package is absent is left out with a line.
+Every round runs every backbone once, so that ratios within a round also hold on a busy machine.
+Needs neither data nor mmcv's compiled operators. A backbone whose package is absent is reported and
+left out.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def parse() -> argparse.Namespace:
         f'Settings override --layout and --compile: a layout, or {" | ".join(EXECUTIONS)}',
     )
     parser.add_argument(
-        '--sizes', nargs='+', default=['224'], metavar='HxW', help='of the image; S: a square'
+        '--sizes', nargs='+', default=['224'], metavar='HxW', help='of the image; S is a square'
     )
     parser.add_argument('--batch-sizes', nargs='+', type=int, default=[1], metavar='B')
     parser.add_argument(
@@ -58,8 +59,8 @@ def parse() -> argparse.Namespace:
         nargs='+',
         default=['float32'],
         metavar='DTYPE',
-        help=f'{" | ".join(DTYPES)}; weights and input are cast, with amp they stay float32 under '
-        'bfloat16 autocast; float32 is without TF32',
+        help=f'{" | ".join(DTYPES)}; weights and input are cast; with amp they stay float32, under '
+        'bfloat16 autocast; float32 does not use TF32',
     )
     parser.add_argument(
         '--layout', default='channels_last', help=f'memory layout: {" | ".join(MEMORY_FORMATS)}'

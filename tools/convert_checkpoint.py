@@ -27,10 +27,10 @@ def main() -> None:
         'Layouts: ' + ', '.join(layout.name for layout in LAYOUTS)
     )
     parser.add_argument(
-        'source', metavar='IN', help='path or URL of a .pth or .safetensors file, or of an index'
+        'source', metavar='IN', help='path or URL of a .pth or .safetensors file or index'
     )
     parser.add_argument('target', metavar='OUT', help='the .pth file to write')
-    parser.add_argument('--prefix', help='where the backbone is in IN; default: found by its keys')
+    parser.add_argument('--prefix', help='prefix of the backbone in IN; default: found by its keys')
     add_trust(parser)
     args = parser.parse_args()
     if not args.target.endswith('.pth'):

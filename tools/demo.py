@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument('--checkpoint', help='weights for a config: path or URL')
     parser.add_argument('--out-dir', type=Path, default=Path('pictures'), help='default: pictures')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='draw detections from this score; default: 0.3'
+        '--score-thr', type=float, default=0.3, help='lowest score to draw; default: 0.3'
     )
     add_trust(parser)
     parser.set_defaults(cfg_options={})

@@ -37,9 +37,11 @@ def main() -> None:
     parser.add_argument('checkpoint', help='path, URL, or the name of a released model')
     parser.add_argument('--out', type=Path, required=True, help='the .onnx file to write')
     parser.add_argument(
-        '--image', type=Path, help='to compare with PyTorch on; default: the first one to test on'
+        '--image',
+        type=Path,
+        help='image for the comparison with PyTorch; default: the first test image',
     )
-    parser.add_argument('--check', action='store_true', help='time the file beside PyTorch')
+    parser.add_argument('--check', action='store_true', help='also time the file beside PyTorch')
     add_trust(parser)
     args = parse(parser)
     for package in ('onnx', 'onnxruntime'):

@@ -5,8 +5,8 @@ right    the tests that compute on a GPU
 fast     backbones beside others: the most telling rows first
 real     training steps of whole models, hours projected from them, and the demo
 
-STAGE:STEP runs one step of a stage. Each leaves a log and JSON in --out-dir; what --minutes cuts
-off goes on with the same command.
+STAGE:STEP runs one step of a stage. Each step leaves a log and JSON in --out-dir. A run that
+--minutes ended early continues with the same command.
 """
 
 from __future__ import annotations
@@ -109,8 +109,10 @@ def main() -> int:
     parser.add_argument('stages', nargs='+', metavar='STAGE[:STEP]', help=' | '.join(STAGES))
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/gpu'))
     parser.add_argument('--wheels', type=Path, default=Path('wheels'))
-    parser.add_argument('--site', type=Path, default=Path('work_dirs/site'), help='of install')
-    parser.add_argument('--minutes', type=float, default=9.5, help='of all stages given')
+    parser.add_argument(
+        '--site', type=Path, default=Path('work_dirs/site'), help='where install puts packages'
+    )
+    parser.add_argument('--minutes', type=float, default=9.5, help='limit for all stages')
     parser.add_argument('--tiny', action='store_true', help='small images, to try the stages')
     args = parser.parse_args()
     for name in ('out_dir', 'wheels', 'site'):

@@ -1,7 +1,7 @@
 """Makes a sample data set: python tools/make_sample_data.py --task sample
 
-It ends up in data/<task>: images/, semantic/, annotations/instances_{train,val}.json (COCO), and of
-the tasks sample and fashion also things/{train,val}/<class>/, for classification.
+It is written to data/<task>: images/, semantic/, annotations/instances_{train,val}.json (COCO). The
+tasks sample and fashion add things/{train,val}/<class>/, for classification.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Releases a trained model: python tools/publish_checkpoint.py CONFIG work_dirs/NAME/CHECKPOINT
 
 docs/release.md lists the files that it writes. Run it in the root of the repository, with the data
-of the config's test split, on the machine and in the environment of the training: it is these that
-it writes down.
+of the config's test split, on the machine and in the environment of the training, which it records.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ DATASETS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
     parser.add_argument('config', help='path of the config, or the name of a shipped one')
-    parser.add_argument('checkpoint', help='what tools/train.py wrote, in its work folder')
+    parser.add_argument('checkpoint', help='a checkpoint of tools/train.py, in its work folder')
     parser.add_argument('--name', help='short name of the model; default: that of the config')
     add_trust(parser)
     parser.set_defaults(cfg_options={}, launcher='none', local_rank=0)

@@ -39,7 +39,7 @@ def main() -> None:
         '--resume',
         nargs='?',
         const='auto',
-        help='a checkpoint to continue from; alone: the newest one in the work folder, if any',
+        help='checkpoint to continue from; without a path: the newest in the work folder, if any',
     )
     parser.add_argument('--tensorboard', action='store_true', help='also write TensorBoard logs')
     args = parse(parser)

@@ -104,7 +104,7 @@ def holds_more(value: object) -> bool:
 def common_parser(description: str) -> argparse.ArgumentParser:
     """Arguments of every tool that runs a model."""
     parser = config_parser(description)
-    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     add_trust(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torchrun sets LOCAL_RANK; the older torch.distributed.launch passes an argument instead.

@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument('--batch-size', type=int, default=2)
     parser.add_argument('--variants', nargs='+', default=['plain'], choices=VARIANTS)
     parser.add_argument('--rounds', type=int, default=20)
-    parser.add_argument('--images', type=int, help='of a training run, whose hours are projected')
+    parser.add_argument('--images', type=int, help='in a training run, to project its hours')
     parser.add_argument('--out', type=Path, required=True, help='JSON file')
     args = parser.parse_args()
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')

@@ -26,9 +26,9 @@ def runs_eagerly_on_cpu(x: Tensor) -> bool:
 
 
 def in_tiles(layer: nn.Module, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, ``(B, N, C) -> (B, N, C')``, for one that treats every position alike.
+    """``function(x)``, ``(B, N, C) -> (B, N, C')``, for a function of each position alone.
 
-    Where somebody looks inside ``layer``, it is called once, with the whole map.
+    Where something looks inside ``layer`` (see ``unseen``), the whole map passes at once.
     """
     if not unseen(layer, x):
         return function(x)
