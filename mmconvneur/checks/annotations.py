@@ -43,7 +43,7 @@ def problems(file: str | Path, evaluated: bool = False, masks: bool = True) -> I
         if not isinstance(items, list):
             yield f'{file} has no list of {part}: COCO has lists of {", ".join(FIELDS)}'
             continue
-        needed = fields | dict(iscrowd=int) if evaluated and part == 'annotations' else fields
+        needed = fields | dict(iscrowd=NUMBER) if evaluated and part == 'annotations' else fields
         for i, item in enumerate(items):
             for name, kind in needed.items():
                 if not isinstance(item, dict):

@@ -15,7 +15,13 @@ from mmengine.runner import Runner
 
 from ..errors import UsageErrors
 from ..utils.configs import find_config, missing_data
-from .classes import check_evaluator, check_heads, check_names, check_same_classes
+from .classes import (
+    check_evaluator,
+    check_heads,
+    check_labels,
+    check_names,
+    check_same_classes,
+)
 from .data import Run, open_split
 from .findings import Finding, doubt, wrong
 from .folders import check_file, check_folder, check_room, hold
@@ -30,6 +36,7 @@ from .pictures import (
 )
 from .training import (
     check_best,
+    check_kinds,
     check_loaders,
     check_numbers,
     check_parts,
@@ -39,11 +46,11 @@ from .training import (
 )
 
 OF_THE_CONFIG = (
-    *(check_variables, check_parts, check_numbers, check_loaders),
+    *(check_variables, check_parts, check_kinds, check_numbers, check_loaders),
     *(check_schedule, check_saving, check_best),
 )
 OF_THE_DATA = (
-    *(check_names, check_empty, check_same_classes, check_heads, check_maps),
+    *(check_names, check_labels, check_empty, check_same_classes, check_heads, check_maps),
     *(check_files, check_masks, check_label_maps, check_evaluator),
 )
 
