@@ -43,6 +43,7 @@ from .training import (
     check_saving,
     check_schedule,
     check_variables,
+    parts_of,
 )
 
 OF_THE_CONFIG = (
@@ -67,7 +68,7 @@ def look(
     Args:
         cfg: As the tools complete it, with ``work_dir``.
         args: Of the tool; ``config`` and ``cfg_options`` are read.
-        splits: Whose data the run reads, of ``train``, ``val``, ``test``.
+        splits: Whose data the run reads, of ``train``, ``val``, ``test``; the first has to exist.
         folders: Option -> a folder that will be written to.
         files: Option -> a file that will be written.
 
@@ -75,6 +76,9 @@ def look(
         UsageErrors: With all that is wrong.
     """
     run, findings = examine(cfg, args, *splits)
+    needed = parts_of(splits[0])
+    if all(cfg.get(part) is None for part in needed):
+        findings.append(wrong(f'the config has no {", ".join(needed[:2])} and {needed[2]}'))
     for option, folder in folders.items():
         findings += check_folder(option, folder) if folder else ()
     for option, file in files.items():

@@ -41,8 +41,12 @@ from .data import Run, processes
 from .findings import Finding, doubt, some, wrong
 
 ENDLESS = ('MultiSourceSampler', 'GroupMultiSourceSampler')  # mmdet's, of no length
-# What MMEngine takes out of the options of hooks, schedules and wrappers before it builds them.
-OF_THE_RUNNER = {'priority', 'convert_to_iter_based', 'optimizer', 'constructor', 'paramwise_cfg'}
+# What MMEngine takes out of the options of hooks, schedules and wrappers before it builds them, and
+# what the wrapper has that --amp puts in.
+OF_THE_RUNNER = {
+    *('priority', 'convert_to_iter_based', 'optimizer', 'constructor', 'paramwise_cfg'),
+    *('loss_scale', 'dtype', 'use_fsdp'),
+}
 LOADER = {
     *inspect.signature(DataLoader).parameters,
     *('num_batch_per_epoch', 'disable_subprocess_warning'),  # MMEngine's
@@ -69,8 +73,7 @@ def check_numbers(run: Run) -> Iterator[Finding]:
 def check_parts(run: Run) -> Iterator[Finding]:
     """Training, validation and testing have all of their parts or none; there is an optimizer."""
     for split in SPLITS:
-        last = 'optim_wrapper' if split == 'train' else f'{split}_evaluator'
-        names = (f'{split}_dataloader', f'{split}_cfg', last)
+        names = parts_of(split)
         absent = [name for name in names if run.cfg.get(name) is None]
         if 0 < len(absent) < len(names):
             yield wrong(
@@ -78,14 +81,24 @@ def check_parts(run: Run) -> Iterator[Finding]:
                 f'{" and ".join(name for name in names if name not in absent)}: give all three, or '
                 'set all to None'
             )
-    wrapper = run.cfg.get('optim_wrapper')
+    wrapper = run.cfg.get('optim_wrapper') if trains(run) else None
     if wrapper and 'constructor' not in wrapper and not wrapper.get('optimizer'):
         yield wrong("optim_wrapper has no optimizer: write optimizer=dict(type='AdamW', lr=...)")
 
 
+def trains(run: Run) -> bool:
+    return any(split.name == 'train' for split in run.splits)
+
+
+def parts_of(split: str) -> tuple[str, str, str]:
+    """What MMEngine asks for together."""
+    last = 'optim_wrapper' if split == 'train' else f'{split}_evaluator'
+    return f'{split}_dataloader', f'{split}_cfg', last
+
+
 def check_kinds(run: Run) -> Iterator[Finding]:
     """Hooks, loops, samplers, metrics, schedules and optimizers: of known types and options."""
-    for place, registry, part in parts(run.cfg):
+    for place, registry, part in built_parts(run):
         # The families have no functions of their own.
         scope = 'mmengine' if registry is FUNCTIONS else scope_of(run.cfg)
         kind = resolve(registry, part['type'], scope)
@@ -107,28 +120,31 @@ def check_kinds(run: Run) -> Iterator[Finding]:
             yield wrong(f'{place}: {type_name(part)} has no option {some(unknown)}; {cure}')
 
 
-def parts(cfg: Config) -> Iterator[tuple[str, Registry, dict]]:
+def built_parts(run: Run) -> Iterator[tuple[str, Registry, dict]]:
     """Where, registry and config of all that the runner builds beside model and data sets."""
-    wrapper = cfg.get('optim_wrapper') or {}
-    constructor = dict(type=wrapper['constructor']) if 'constructor' in wrapper else None
+    cfg = run.cfg
     named = [
         ('custom_hooks', HOOKS, cfg.get('custom_hooks')),
         ('default_hooks', HOOKS, list((cfg.get('default_hooks') or {}).values())),
-        ('param_scheduler', PARAM_SCHEDULERS, cfg.get('param_scheduler')),
-        ('optim_wrapper', OPTIM_WRAPPERS, wrapper),
-        ('optim_wrapper.constructor', OPTIM_WRAPPER_CONSTRUCTORS, constructor),
-        ('optim_wrapper.optimizer', OPTIMIZERS, wrapper.get('optimizer')),
         ('visualizer', VISUALIZERS, cfg.get('visualizer')),
     ]
-    for split in SPLITS:
-        loader = cfg.get(f'{split}_dataloader')
-        loader = loader if isinstance(loader, dict) else {}
+    if trains(run):
+        wrapper = cfg.get('optim_wrapper') or {}
+        constructor = dict(type=wrapper['constructor']) if 'constructor' in wrapper else None
         named += [
-            (f'{split}_cfg', LOOPS, cfg.get(f'{split}_cfg')),
-            (f'{split}_evaluator', METRICS, metrics(cfg, split)),
-            (f'{split}_dataloader.sampler', DATA_SAMPLERS, loader.get('sampler')),
-            (f'{split}_dataloader.batch_sampler', DATA_SAMPLERS, loader.get('batch_sampler')),
-            (f'{split}_dataloader.collate_fn', FUNCTIONS, loader.get('collate_fn')),
+            ('param_scheduler', PARAM_SCHEDULERS, cfg.get('param_scheduler')),
+            ('optim_wrapper', OPTIM_WRAPPERS, wrapper),
+            ('optim_wrapper.constructor', OPTIM_WRAPPER_CONSTRUCTORS, constructor),
+            ('optim_wrapper.optimizer', OPTIMIZERS, wrapper.get('optimizer')),
+        ]
+    for split in run.splits:
+        name, loader = split.name, split.loader
+        named += [
+            (f'{name}_cfg', LOOPS, cfg.get(f'{name}_cfg')),
+            (f'{name}_evaluator', METRICS, metrics(cfg, name)),
+            (f'{name}_dataloader.sampler', DATA_SAMPLERS, loader.get('sampler')),
+            (f'{name}_dataloader.batch_sampler', DATA_SAMPLERS, loader.get('batch_sampler')),
+            (f'{name}_dataloader.collate_fn', FUNCTIONS, loader.get('collate_fn')),
         ]
     for place, registry, given in named:
         yield from ((place, registry, part) for part in as_list(given))
@@ -174,13 +190,14 @@ def check_loaders(run: Run) -> Iterator[Finding]:
                 * (split.name == 'train')
             )
         yield from check_options_of(name, loader)
-        batch = (loader.get('batch_size') or 1) * processes()
-        images = len(split.dataset) if by_epoch(run) and split.dataset is not None else batch
-        if loader.get('drop_last') and images < batch:
-            yield wrong(
-                f'{name}.drop_last leaves no batch of {batch} of the {images} images: take '
-                'drop_last=False, or a smaller batch_size'
-            )
+        plain = by_epoch(run) and type_name(sampler or {}) == 'DefaultSampler'
+        if plain and loader.get('drop_last') and split.dataset is not None:
+            images, batch = len(split.dataset), loader.get('batch_size') or 1
+            if -(-images // processes()) < batch:
+                yield wrong(
+                    f'{name}.drop_last leaves no batch of {batch} of the {images} images: take '
+                    'drop_last=False, or a smaller batch_size'
+                )
         for option in NEEDS_WORKERS if not loader.get('num_workers') else ():
             if loader.get(option):
                 off = 'False' if loader[option] is True else 'None'
@@ -278,7 +295,7 @@ def check_saving(run: Run) -> Iterator[Finding]:
     hook = (run.cfg.get('default_hooks') or {}).get('checkpoint')
     loop = run.cfg.get('train_cfg') or {}
     if hook and hook.get('by_epoch', True) and loop.get('max_iters') and not by_epoch(run):
-        if any(split.name == 'train' for split in run.splits):
+        if trains(run):
             yield doubt(
                 'default_hooks.checkpoint counts epochs (by_epoch=True) and train_cfg iterations, '
                 'so that nothing is saved before the end: set by_epoch=False and interval'
