@@ -21,17 +21,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import MessageHub
 from mmengine.optim import LinearLR
 from mmengine.registry import OPTIMIZERS, init_default_scope
+from mmengine.structures import PixelData
+from mmseg.models import SegDataPreProcessor
+from mmseg.structures import SegDataSample
 from PIL import Image
 from steps import CONFIGS, ROOT
 from torch.utils.data import DataLoader
 
 from mmconvneur.checks import classes, folders, network, pictures, training
-from mmconvneur.checks.data import Run, open_split
+from mmconvneur.checks.data import Run, Split, open_split
 from mmconvneur.checks.look import examine, look
 from mmconvneur.engine.guards import FiniteHook, ScheduleHook
 from mmconvneur.errors import UsageError, UsageErrors
@@ -241,6 +244,71 @@ def test_the_evaluator_has_the_file_of_its_images(kind, sample):
         assert not doubts
 
 
+def test_each_metric_of_several_data_sets_has_its_own(sample):
+    cfg = load(DETECTION, default_hooks__checkpoint__save_best='b/coco/bbox_mAP')
+    data, metric = [cfg.val_dataloader.dataset, cfg.train_dataloader.dataset], cfg.val_evaluator
+    other = dict(metric, ann_file=str(sample / 'annotations' / 'instances_train.json'))
+    cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=data)
+    for given, refused in (([metric, other], False), ([other, metric], True)):
+        cfg.val_evaluator = dict(
+            type='MultiDatasetsEvaluator', metrics=given, dataset_prefixes=['a', 'b']
+        )
+        run = run_of(cfg, 'val')
+        assert not said(training.check_best, run)[0] and not said(training.check_kinds, run)[0]
+        mistakes, _ = said(classes.check_evaluator, run)
+        assert len(mistakes) == 2 * refused, mistakes
+
+
+@pytest.mark.parametrize('kind', ['no annotations', 'LVIS', 'numbers'])
+def test_files_that_a_metric_reads_in_another_way(kind, sample):
+    cfg = load(DETECTION)
+    file = sample / 'annotations' / 'other.json'
+    content = json.loads((sample / 'annotations' / 'instances_val.json').read_text())
+    if kind == 'no annotations':  # a test set whose truth is on a server
+        del content['annotations']
+        cfg.val_evaluator.format_only = True
+    for image in content['images'] if kind == 'LVIS' else ():
+        cfg.val_evaluator.type = 'LVISMetric'
+        image['coco_url'] = f'http://images.cocodataset.org/{image.pop("file_name")}'
+    for box in content['annotations'] if kind == 'numbers' else ():
+        box['iscrowd'] = 0.0
+    file.write_text(json.dumps(content))
+    cfg.val_evaluator.ann_file = str(file)
+    assert said(classes.check_evaluator, run_of(cfg, 'val')) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ('labels', 'mistake', 'doubtful'),
+    [
+        ([0, 1, 2], None, None),
+        ([0, 1, -1], None, 'is of the train classes c'),
+        ([1, 2, 3], 'own.json has the labels 3, but the 3 train classes', None),
+        (['a', 0, 1], "own.json has the labels 'a', but", None),
+    ],
+)
+def test_labels_are_the_numbers_of_the_classes(labels, mistake, doubtful, tmp_path):
+    boxes = [dict(bbox=[0, 0, 9, 9], bbox_label=label, ignore_flag=0) for label in labels]
+    image = dict(img_path='a.png', img_id=0, height=9, width=9, instances=boxes)
+    content = dict(metainfo=dict(classes=['a', 'b', 'c']), data_list=[image])
+    (tmp_path / 'own.json').write_text(json.dumps(content))
+    init_default_scope('mmdet')
+    data = dict(type='BaseDetDataset', data_root=str(tmp_path), ann_file='own.json', pipeline=[])
+    cfg = Config(dict(train_dataloader=dict(dataset=data)))
+    mistakes, doubts = said(classes.check_labels, run_of(cfg, 'train'))
+    one(mistakes, mistake) if mistake else None
+    one(doubts, doubtful) if doubtful else None
+    assert (len(mistakes), len(doubts)) == (bool(mistake), bool(doubtful))
+
+
+@pytest.mark.parametrize(('number', 'refused'), [(1, False), (8, False), (9, False), (19, True)])
+def test_losses_have_a_weight_for_each_class(number, refused, sample):
+    cfg = load(SEGMENTATION)
+    cfg.model.decode_head.loss_decode.class_weight = [1.0] * number
+    mistakes, _ = said(classes.check_heads, run_of(cfg, 'train', model=True))
+    one(mistakes, f'decode_head.loss_decode.class_weight has {number}') if refused else None
+    assert len(mistakes) == refused
+
+
 def test_masks_where_they_are_needed(sample):
     file = sample / 'annotations' / 'instances_train.json'
     content = json.loads(file.read_text())
@@ -394,6 +462,22 @@ def test_pipelines_give_what_models_need(name, steps, problem, sample):
             *(SEGMENTATION, dict(train_dataloader__num_workers=0)),
             *(training.check_loaders, 'train_dataloader.persistent_workers=True needs', None),
         ),
+        (
+            *(SEGMENTATION, dict(train_dataloader__samples_per_gpu=2)),
+            *(training.check_loaders, 'has the unknown options samples_per_gpu', None),
+        ),
+        (
+            *(SEGMENTATION, dict(train_dataloader__shuffle=True)),
+            *(training.check_loaders, 'shuffle is for a loader without sampler', None),
+        ),
+        (
+            *(DETECTION, dict(train_dataloader__drop_last=True)),
+            *(training.check_loaders, 'drop_last is for a loader without batch_sampler', None),
+        ),
+        (
+            *(DETECTION, dict(val_dataloader__batch_size=7, val_dataloader__drop_last=True)),
+            *(training.check_loaders, 'leaves no batch of 7 of the 6 images', None),
+        ),
         (DETECTION, {}, training.check_schedule, None, None),
         (SEGMENTATION, {}, training.check_schedule, None, None),
         (
@@ -428,8 +512,37 @@ def test_pipelines_give_what_models_need(name, steps, problem, sample):
             *(training.check_parts, 'no val_evaluator, but val_dataloader and val_cfg', None),
         ),
         (
+            *(SEGMENTATION, dict(optim_wrapper__optimizer=None)),
+            *(training.check_parts, 'optim_wrapper has no optimizer', None),
+        ),
+        (DETECTION, {}, training.check_kinds, None, None),
+        (
+            *(DETECTION, dict(custom_hooks=[dict(type='EMAHok')])),
+            *(training.check_kinds, 'type=EMAHok is no hook: did you mean EMAHook', None),
+        ),
+        (
+            *(DETECTION, dict(custom_hooks=[dict(type='EmptyCacheHook', priority=9)])),
+            *(training.check_kinds, None, None),
+        ),
+        (
+            *(SEGMENTATION, dict(val_evaluator__type='IouMetric')),
+            *(training.check_kinds, 'val_evaluator.type=IouMetric is no metric', None),
+        ),
+        (
+            *(DETECTION, dict(train_dataloader__collate_fn=dict(type='default_collate'))),
+            *(training.check_kinds, None, None),
+        ),
+        (
+            *(DETECTION, dict(val_evaluator__classwize=True)),
+            *(training.check_kinds, 'CocoMetric has no option classwize; did you mean', None),
+        ),
+        (
+            *(SEGMENTATION, dict(optim_wrapper__constructor='LayerDecay')),
+            *(training.check_kinds, 'constructor.type=LayerDecay is no optim', None),
+        ),
+        (
             *(SEGMENTATION, dict(optim_wrapper__optimizer__type='AdamX')),
-            *(training.check_parts, 'type=AdamX is no optimizer: did you mean Adam', None),
+            *(training.check_kinds, 'type=AdamX is no optimizer: did you mean Adam', None),
         ),
         (
             *(DETECTION, dict(default_hooks__checkpoint__save_best='coco/segm_mAP')),
@@ -500,6 +613,77 @@ def test_what_mmengine_cannot_build_is_named_with_its_options():
     assert 'ValueError: Invalid learning rate: -1 (sgd.py, line' in message
 
 
+def test_a_depth_map_is_a_truth_too():
+    model = torch.nn.Module()
+    model.data_preprocessor, model.decode_head = SegDataPreProcessor(), torch.nn.Identity()
+    for name, missing in (('gt_depth_map', False), ('other', True)):
+        truth = SegDataSample()
+        truth.set_field(PixelData(data=torch.zeros(1, 2, 3)), name)
+        sample = dict(inputs=torch.zeros(3, 2, 3), data_samples=truth)
+        problem = pictures.what_is_missing(Split('train', ConfigDict()), sample, model)
+        assert bool(problem) == missing
+
+
+def test_heads_may_ignore_another_number(sample):
+    for file in (sample / 'semantic/train').iterdir():
+        labels = np.asarray(Image.open(file))
+        Image.fromarray(np.where(labels, labels - 1, 250).astype(np.uint8)).save(file)
+    cfg = load(SEGMENTATION, train_dataloader__dataset__reduce_zero_label=False)
+    mistakes, _ = said(pictures.check_label_maps, run_of(cfg, 'train', model=True))
+    one(mistakes, 'holds 250')
+    cfg.model.decode_head.ignore_index = cfg.model.auxiliary_head.ignore_index = 250
+    run = run_of(cfg, 'train', model=True)
+    assert said(pictures.check_label_maps, run) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'problem'),
+    [
+        (
+            *(SEGMENTATION, lambda cfg: cfg.model.data_preprocessor.update(size=None)),
+            'train data do not pass model.data_preprocessor, SegDataPreProcessor: AssertionError',
+        ),
+        (
+            *(SEGMENTATION, lambda cfg: cfg.model.backbone.update(in_channels=4)),
+            'data have 3 channels, and model.backbone.in_channels is 4',
+        ),
+        (
+            DETECTION,
+            lambda cfg: cfg.train_dataloader.dataset.pipeline[0].update(color_type='grayscale'),
+            'train data do not pass model.data_preprocessor, DetDataPreprocessor: IndexError',
+        ),
+        (
+            DETECTION,
+            lambda cfg: cfg.val_dataloader.dataset.pipeline[-1].update(meta_keys=['img_shape']),
+            'the val pipeline gives no ori_shape: add it to meta_keys',
+        ),
+    ],
+)
+def test_images_and_their_meta_data_suit_the_model(name, change, problem, sample):
+    cfg = load(name)
+    change(cfg)
+    splits = ('val',) if 'val' in problem else ('train',)
+    mistakes, _ = said(pictures.check_pipelines, run_of(cfg, *splits, model=True))
+    one(mistakes, problem)
+
+
+def test_what_only_training_gives_is_not_missed(sample):
+    """Batch augmentations ask for the iteration, branches of other data sets are empty."""
+    cfg = load(DETECTION)
+    resize = dict(type='BatchSyncRandomResize', random_size_range=(64, 96))
+    cfg.model.data_preprocessor.batch_augments = [resize]
+    run = run_of(cfg, 'train', model=True)
+    assert said(pictures.check_pipelines, run) == ([], [])
+    run.splits[0].dataset = [dict(inputs=dict(sup=torch.zeros(3, 2, 2)), data_samples={})] * 2
+    assert said(pictures.check_pipelines, run) == ([], [])
+
+
+def test_a_test_does_not_ask_for_what_trains(sample):
+    cfg = load(SEGMENTATION, optim_wrapper__optimizer__type='Absent')
+    cfg.val_evaluator = dict(type='Absent')
+    assert said(training.check_kinds, run_of(cfg, 'test')) == ([], [])
+
+
 def test_a_few_images_need_not_show_every_class(sample):
     split = run_of(load(SEGMENTATION), 'val').splits[0]
     counts = np.zeros(256, np.int64)
@@ -537,6 +721,15 @@ def test_batch_norm_over_one_pixel(batch, images, drop_last, by_epoch, refused, 
     mistakes, _ = said(network.check_batch_norm, run)
     one(mistakes, refused, 'psp_modules.0.1.bn') if refused else None
     assert len(mistakes) == bool(refused)
+
+
+def test_layers_that_wait_for_the_other_processes(monkeypatch):
+    cfg = load(SEGMENTATION)
+    cfg.model.auxiliary_head.norm_cfg = dict(type='MMSyncBN')
+    _, findings = network.build_model(cfg)
+    one([finding.text for finding in findings], 'process group has not been initialized')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    assert network.build_model(cfg) == (None, [])
 
 
 def test_memory_that_autograd_keeps():
@@ -666,6 +859,13 @@ def test_the_shipped_configs_pass(name, sample):
     assert all(split.dataset is not None for split in run.splits)
 
 
+def test_a_config_without_data_to_train_on(sample, tmp_path):
+    cfg = load(SEGMENTATION, work_dir=str(tmp_path))
+    cfg.train_dataloader = cfg.train_cfg = cfg.optim_wrapper = None
+    with pytest.raises(UsageError, match='has no train_dataloader, train_cfg and optim_wrapper'):
+        look(cfg, arguments(SEGMENTATION), 'train')
+
+
 def test_everything_is_said_at_once(sample, tmp_path):
     cfg = load(SEGMENTATION, train_dataloader__num_workers=0, model__decode_head__num_classes=9)
     cfg.val_dataloader.dataset.data_prefix.img_path = 'images/nothing'
@@ -689,7 +889,13 @@ def test_the_tool_prints_tables_and_all_mistakes(sample, monkeypatch, capsys):
     for part in ('CocoDataset', '24', 'triangle', '96 x 96', 'CosineAnnealingLR', 'activations'):
         assert part in printed
     with pytest.raises(SystemExit) as stopped:
-        check('--cfg-options', 'max_epochs=1', 'model.roi_head.bbox_head.num_classes=3')
+        check(
+            *('--cfg-options', 'max_epochs=1', 'model.roi_head.bbox_head.num_classes=3'),
+            *('train_cfg.max_epochs=many', 'val_dataloader.dataset.ann_file=[a]'),
+        )
     assert stopped.value.code == 1
-    errors = [x for x in capsys.readouterr().err.splitlines() if x.startswith('error: ')]
-    assert len(errors) == 2 and 'max_epochs' in errors[0] and 'bbox_head' in errors[1]
+    printed = capsys.readouterr()
+    assert 'training_table was left out' in printed.out
+    errors = [x for x in printed.err.splitlines() if x.startswith('error: ')]
+    parts = ['CocoDataset cannot be built', 'max_epochs changes', "max_epochs='many'", 'bbox_head']
+    assert len(errors) == 4 and all(x in y for x, y in zip(parts, errors, strict=True))

@@ -87,6 +87,10 @@ def test_parts_that_fit_are_accepted(family, part, options):
         ('mmdet', dict(neck=dict(in_channels=[8, 16, 24, 40])), ['neck.in_channels=[8, 16, 24, 4']),
         ('mmdet', dict(backbone=dict(out_indices=(1, 2, 3))), ['gives [16, 24, 32]']),
         ('mmdet', dict(rpn_head=dict(in_channels=32)), ['rpn_head.in_channels=32']),
+        (
+            *('mmdet', dict(neck=dict(num_outs=5))),
+            ['rpn_head has anchors or points of 4 levels (strides), but the neck gives 5 maps'],
+        ),
         ('mmseg', dict(auxiliary_head=dict(in_channels=23)), ['auxiliary_head.in_channels=23']),
         (
             'mmseg',
@@ -105,7 +109,7 @@ def test_parts_that_fit_are_accepted(family, part, options):
             ['decode_head.in_channels=31', 'auxiliary_head.in_channels=23'],
         ),
     ],
-    ids=['neck', 'number', 'rpn', 'auxiliary', 'stages', 'both'],
+    ids=['neck', 'number', 'rpn', 'levels', 'auxiliary', 'stages', 'both'],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_all_named(family, options, parts):
     cfg = tiny(family)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,6 +173,22 @@ def test_browse_draws_the_training_images(config, sample_dir, tmp_path, monkeypa
 
 
 # --------------------------------------------------------------------------------- bad input
+def test_predictions_are_kept_of_an_evaluator_of_several_data_sets(tmp_path):
+    """mmdet's evaluates as many metrics as there are data sets, and ours stands after them."""
+    evaluator = SimpleNamespace(metrics=[], dataset_prefixes=['a'])
+    samples = [DetDataSample(img_id=i, pred_instances=InstanceData()).to_dict() for i in range(3)]
+    runner = SimpleNamespace(
+        rank=0,
+        test_evaluator=evaluator,
+        test_dataloader=SimpleNamespace(dataset=samples),
+        test=lambda: evaluator.metrics[0].process({}, samples),
+    )
+    keep = runpy.run_path(str(TOOLS / 'test.py'))['test_and_dump']
+    keep(runner, tmp_path / 'out.pkl', 'mmdet')
+    kept = pickle.loads((tmp_path / 'out.pkl').read_bytes())
+    assert [sample['img_id'] for sample in kept] == [0, 1, 2]
+
+
 def failing(monkeypatch, capsys, tool: str, *args: object) -> str:
     """The messages of a tool that stops with exit status 1, one line each."""
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])

@@ -124,9 +124,12 @@ def test_and_dump(runner: Runner, out: Path, scope: str) -> None:
         from mmengine.evaluator import DumpResults
 
     partial = out.with_suffix('.partial.pkl')
-    runner.test_evaluator.metrics.append(DumpResults(str(partial)))
+    dump = DumpResults(str(partial))
+    runner.test_evaluator.metrics.append(dump)
     try:
         runner.test()
+        if hasattr(runner.test_evaluator, 'dataset_prefixes'):  # it leaves out further metrics
+            dump.evaluate(len(runner.test_dataloader.dataset))
         if runner.rank == 0:
             os.replace(partial, out)
     finally:

@@ -40,7 +40,7 @@ def read(file: str | Path, evaluated: bool = False, masks: bool = True) -> tuple
         items = content.get(part) if isinstance(content, dict) else None
         if not isinstance(items, list):
             return content, f'{file} has no list of {part}: COCO has lists of {", ".join(FIELDS)}'
-        needed = fields | dict(iscrowd=int) if evaluated and part == 'annotations' else fields
+        needed = fields | dict(iscrowd=NUMBER) if evaluated and part == 'annotations' else fields
         for i, item in enumerate(items):
             if problem := wrong_in(item, needed, masks):
                 return content, f'{file}: {part}[{i}]{problem}'

@@ -13,9 +13,9 @@ from typing import Any
 from mmengine.registry import METRICS
 from torch import nn
 
-from ..utils.configs import is_called, metrics, resolve, scope_of
+from ..utils.configs import evaluator_options, is_called, metrics, resolve, scope_of
 from .annotations import read
-from .data import Run, Split, class_names, infos, number_of_images
+from .data import Run, Split, class_names, infos, labels_of, leaves, number_of_images
 from .findings import Finding, doubt, some, wrong
 
 
@@ -53,7 +53,9 @@ def check_names(run: Run) -> Iterator[Finding]:
                 continue
             if names := category_names(file):
                 labels = [names[i] for i in ids]
-                yield from compare(split.name, list(classes), labels, list(names.values()), file)
+                yield from compare(
+                    split.name, list(map(str, classes)), labels, list(names.values()), file
+                )
 
 
 def compare(
@@ -109,8 +111,36 @@ def check_same_classes(run: Run) -> Iterator[Finding]:
             yield wrong(text) if sorted(first) == sorted(second) else doubt(text)
 
 
+def check_labels(run: Run) -> Iterator[Finding]:
+    """Every label is the number of a class, and data without a list of classes shows them all."""
+    for split in run.splits:
+        for leaf, looked_at in split.looked_at:
+            classes = class_names(leaf)
+            found = Counter(label for info in looked_at for label in labels_of(info))
+            if not classes or not found:
+                continue
+            file = getattr(leaf, 'ann_file', None) or f'the {split.name} data'
+            numbers = range(-1, len(classes))  # -1 for what is to be ignored
+            if outside := [repr(label) for label in found if label not in numbers]:
+                yield wrong(
+                    f'{file} has the labels {some(outside)}, but the {len(classes)} {split.name} '
+                    f'classes have the numbers 0 to {len(classes) - 1}: write these'
+                )
+                continue
+            unseen = [name for i, name in enumerate(classes) if i not in found]
+            whole = split.name == 'train' and len(looked_at) == number_of_images(leaf)
+            if unseen and whole and not hasattr(leaf, 'cat_ids'):  # else its names are compared
+                yield doubt(
+                    f'nothing in {file} is of the {split.name} classes {some(unseen)}: are they '
+                    'spelt as in the annotations?'
+                )
+
+
 def check_heads(run: Run) -> Iterator[Finding]:
-    """Every head has as many classes as the data, as in mmdet's ``NumClassCheckHook``."""
+    """Every head has as many classes as the data, as in mmdet's ``NumClassCheckHook``.
+
+    Its losses have as many weights, or one more, of the background.
+    """
     sizes: dict[int, list[str]] = {}
     allowed: dict[int, set[int]] = {}
     for split in run.splits:
@@ -130,6 +160,15 @@ def check_heads(run: Run) -> Iterator[Finding]:
                     f'model.{path}.num_classes is {head.num_classes}, but the '
                     f'{" and ".join(names)} data has {number} classes: set it to {number}'
                 )
+        for name, loss in head.named_modules():
+            weights = getattr(loss, 'class_weight', None)
+            numbers = 1, head.num_classes, head.num_classes + 1
+            if name and isinstance(weights, Sequence) and len(weights) not in numbers:
+                yield wrong(
+                    f'model.{path}.{name}.class_weight has {len(weights)} weights, but the head '
+                    f'has {head.num_classes} classes: give one for each, and one more where the '
+                    'head has a background'
+                )
 
 
 # Heads whose number of classes is not that of the data: a proposal is of one class, HTC's and
@@ -138,7 +177,7 @@ OTHER_CLASSES = re.compile(r'(^|\.)(rpn_head|semantic_head|reid)(\.|$)')
 OTHER_HEADS = ('STDCHead', 'LinearReIDHead')
 
 
-def heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def heads(model: nn.Module) -> Iterator[tuple[str, Any]]:
     if getattr(model, 'language_model', None) is not None:
         return  # its classes are words
     for path, module in model.named_modules():
@@ -156,22 +195,21 @@ def heads(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def check_evaluator(run: Run) -> Iterator[Finding]:
     """The annotation file of a COCO metric is that of the images it will be given."""
     for split in run.splits:
-        for metric in metrics(run.cfg, split.name):
+        for metric, given in metrics_with_data(run, split):
             kind = resolve(METRICS, metric['type'], scope_of(run.cfg))
-            if not is_called(kind, 'CocoMetric') or is_called(kind, 'CocoPanopticMetric'):
+            if not is_called(kind, 'CocoMetric') or metric.get('format_only'):
                 continue
-            yield from check_masks_of_metric(run, split, metric)
+            yield from check_masks_of_metric(run, split, metric, given)
             file = metric.get('ann_file')
-            ours = [leaf for leaf in split.leaves if hasattr(leaf, 'cat_ids')]
-            if not file or '://' in str(file) or not ours or len(ours) < len(split.leaves):
+            ours = [leaf for leaf in given if hasattr(leaf, 'cat_ids')]
+            if not file or '://' in str(file) or not ours or len(ours) < len(given):
                 continue
             if not Path(file).is_file():
                 yield wrong(f'{split.name}_evaluator.ann_file={file} does not exist')
                 continue
-            content, problem = read(
-                file, evaluated=True, masks='segm' in (metric.get('metric') or ())
-            )
-            if problem:
+            masks = 'segm' in (metric.get('metric') or ())
+            content, problem = read(file, evaluated=True, masks=masks)
+            if problem and not is_called(kind, 'LVISMetric'):  # it reads other fields
                 yield wrong(f'{split.name}_evaluator: {problem}')
                 continue
             there = [category['name'] for category in content['categories']]
@@ -184,6 +222,15 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
             own = Path(ours[0].ann_file)
             if len(ours) > 1 or not own.is_file() or not own.samefile(file):
                 yield from compare_images(split, ours, file, content)
+
+
+def metrics_with_data(run: Run, split: Split) -> list[tuple[dict, list[Any]]]:
+    """Each metric with what it evaluates: of mmdet's ``MultiDatasetsEvaluator`` one data set."""
+    given = metrics(run.cfg, split.name)
+    parts = getattr(split.dataset, 'datasets', None)
+    if parts and 'dataset_prefixes' in evaluator_options(run.cfg, split.name):
+        return [(m, list(leaves(part))) for m, part in zip(given, parts, strict=False)]
+    return [(metric, split.leaves) for metric in given]
 
 
 def compare_images(
@@ -225,7 +272,9 @@ def corners(info: dict) -> set[tuple[int, int]]:
     return {tuple(round(x) for x in instance['bbox'][:2]) for instance in info['instances']}
 
 
-def check_masks_of_metric(run: Run, split: Split, metric: dict) -> Iterator[Finding]:
+def check_masks_of_metric(
+    run: Run, split: Split, metric: dict, given: Sequence[Any]
+) -> Iterator[Finding]:
     if 'segm' not in (metric.get('metric') or ()):
         return
     roi_head = getattr(run.model, 'roi_head', None)
@@ -235,7 +284,8 @@ def check_masks_of_metric(run: Run, split: Split, metric: dict) -> Iterator[Find
             "metric='bbox'"
         )
     for leaf, looked_at in split.looked_at:
-        if bare := next((i for i in looked_at if lacks_masks(i)), None):
+        bare = next((info for info in looked_at if lacks_masks(info)), None)
+        if bare and leaf in given:
             yield wrong(
                 f"{split.name}_evaluator.metric has 'segm', but {leaf.ann_file} has no masks "
                 f"(segmentation) for {Path(bare['img_path']).name}: write metric='bbox'"

@@ -153,6 +153,14 @@ def class_names(leaf: Any) -> list[str] | None:
     return list(classes) if isinstance(classes, (list, tuple)) else None
 
 
+def labels_of(info: dict) -> Iterator[Any]:
+    """The classes of an image, or of the objects in it."""
+    yield from np.atleast_1d(info.get('gt_label', [])).tolist()
+    for instance in info.get('instances', ()):
+        if 'bbox_label' in instance:
+            yield instance['bbox_label']
+
+
 def transforms(leaf: Any) -> list[Any]:
     return list(getattr(getattr(leaf, 'pipeline', None), 'transforms', []))
 

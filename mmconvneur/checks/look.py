@@ -23,12 +23,14 @@ from .folders import check_file, check_folder, check_room, hold
 CHECKS: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     training.check_variables,
     training.check_parts,
+    training.check_kinds,
     training.check_numbers,
     training.check_loaders,
     training.check_schedule,
     training.check_saving,
     training.check_best,
     classes.check_names,
+    classes.check_labels,
     pictures.check_empty,
     classes.check_same_classes,
     classes.check_heads,
@@ -52,7 +54,7 @@ def look(
     Args:
         cfg: As the tools complete it, with ``work_dir``.
         args: Of the tool; ``config`` and ``cfg_options`` are read.
-        splits: Whose data the run reads, of ``train``, ``val``, ``test``.
+        splits: Whose data the run reads, of ``train``, ``val``, ``test``; the first has to exist.
         folders: Option -> a folder that will be written to.
         files: Option -> a file that will be written.
 
@@ -60,6 +62,9 @@ def look(
         UsageErrors: With all that is wrong.
     """
     run, findings = examine(cfg, args, *splits)
+    needed = training.parts_of(splits[0])
+    if all(cfg.get(part) is None for part in needed):
+        findings.append(wrong(f'the config has no {", ".join(needed[:2])} and {needed[2]}'))
     for option, folder in folders.items():
         findings += check_folder(option, folder) if folder else ()
     for option, file in files.items():

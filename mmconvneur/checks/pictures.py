@@ -13,13 +13,15 @@ from typing import Any
 import cv2
 import mmcv
 import numpy as np
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import MODELS
 from mmengine.structures import BaseDataElement
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import UsageError
 from ..utils.arguments import usage_message
-from ..utils.configs import FAMILIES, is_called
+from ..utils.configs import FAMILIES, family_of, is_called, type_name
 from .annotations import problem_of
 from .classes import heads, lacks_masks
 from .data import Run, Split, class_names, evenly, is_local, leaves, number_of_images, transforms
@@ -176,6 +178,7 @@ def loads(leaf: Any, what: str) -> bool:
 
 def check_label_maps(run: Run) -> Iterator[Finding]:
     """Label maps, as the pipeline loads them, hold the numbers of the classes."""
+    all_heads = list(heads(run.model)) if run.model is not None else []
     for split in run.splits:
         for leaf, looked_at in split.looked_at:
             steps = [s for s in transforms(leaf) if getattr(s, 'with_seg', False)]
@@ -184,7 +187,8 @@ def check_label_maps(run: Run) -> Iterator[Finding]:
             # Panoptic maps are colour pictures.
             plain = maps and 'segments_info' not in maps[0]
             if steps and plain and number and reads(leaf, 'seg_map_path'):
-                yield from look_into_maps(split, leaf, maps, steps[0], number)
+                ignored = {getattr(head, 'ignore_index', IGNORED) for _, head in all_heads}
+                yield from look_into_maps(split, leaf, maps, steps[0], number, ignored)
 
 
 def number_of_labels(run: Run, leaf: Any, maps: list[dict]) -> int | None:
@@ -199,7 +203,7 @@ def number_of_labels(run: Run, leaf: Any, maps: list[dict]) -> int | None:
 
 
 def look_into_maps(
-    split: Split, leaf: Any, maps: list[dict], step: Any, number: int
+    split: Split, leaf: Any, maps: list[dict], step: Any, number: int, ignored: set[int]
 ) -> Iterator[Finding]:
     what = f'label maps of the {split.name} data'
     counts, seen, pixels = np.zeros(IGNORED + 1, np.int64), 0, 0
@@ -224,6 +228,7 @@ def look_into_maps(
                 f'{file} of the {what} holds the number {deep}: labels are cut to 8 bits, 0 to 255'
             )
             return
+        labels = np.where(np.isin(labels, list(ignored)), IGNORED, labels)
         found = np.bincount(labels.astype(np.int64).ravel().clip(0), minlength=IGNORED + 1)
         counts += found[: IGNORED + 1]
         bad = [int(i) for i in found.nonzero()[0] if i >= number and i != IGNORED]
@@ -301,6 +306,7 @@ def check_pipelines(run: Run) -> Iterator[Finding]:
     """The pipelines take an image; notes in ``run`` what training sees."""
     for split in run.splits:
         name_files(split.dataset)
+        samples = []
         for index in {0, len(split.dataset or ()) // 2} if split.dataset is not None else ():
             try:
                 sample = split.dataset[index]
@@ -316,11 +322,42 @@ def check_pipelines(run: Run) -> Iterator[Finding]:
             if problem := what_is_missing(split, sample, run.model):
                 yield wrong(problem)
                 break
+            samples.append(sample)
             inputs = sample.get('inputs') if isinstance(sample, dict) else None
             if split.name == 'train' and isinstance(inputs, Tensor):
                 shape = tuple(inputs.shape)
                 seen = run.input_shape or shape
                 run.input_shape = (shape[0], *map(max, shape[1:], seen[1:]))
+        else:
+            yield from check_batch(run, split, samples)
+
+
+def check_batch(run: Run, split: Split, samples: list[Any]) -> Iterator[Finding]:
+    """The preprocessor takes the images, and the backbone as many channels as they have."""
+    cfg = copy.deepcopy(run.cfg.model.get('data_preprocessor'))
+    plain = all(isinstance(s, dict) and isinstance(s.get('inputs'), Tensor) for s in samples)
+    if run.model is None or not samples or not plain or not cfg or 'collate_fn' in split.loader:
+        return
+    cfg.pop('batch_augments', None)  # some ask for the iteration
+    preprocessor = MODELS.build(cfg)
+    size = split.loader.get('batch_size') if split.name == 'train' else 1
+    try:
+        batch = pseudo_collate(samples[:size])
+        inputs = preprocessor(batch, training=split.name == 'train')['inputs']
+    except Exception as error:
+        known = family_of(type(preprocessor)) == type(preprocessor).__module__.partition('.')[0]
+        yield (wrong if known else doubt)(
+            f'the images of the {split.name} data do not pass model.data_preprocessor, '
+            f'{type_name(cfg)}: {" ".join(f"{type(error).__name__}: {error}".split())}'
+        )
+        return
+    wanted = getattr(getattr(run.model, 'backbone', None), 'in_channels', None)
+    if isinstance(inputs, Tensor) and isinstance(wanted, int) and inputs.size(1) != wanted:
+        yield wrong(
+            f'the images of the {split.name} data have {inputs.size(1)} channels, and '
+            f'model.backbone.in_channels is {wanted}: change it, or color_type of '
+            'LoadImageFromFile'
+        )
 
 
 def what_is_missing(split: Split, sample: Any, model: Any) -> str | None:
@@ -332,13 +369,19 @@ def what_is_missing(split: Split, sample: Any, model: Any) -> str | None:
         pack = 'PackDetInputs' if family == 'mmdet' else 'PackSegInputs'
         return f'the {split.name} pipeline gives no inputs: end it with {pack}'
     truth = sample.get('data_samples')
-    if split.name != 'train' or not isinstance(truth, BaseDataElement):
+    if not isinstance(truth, BaseDataElement):
         return None
+    if split.name != 'train':  # predictions are scaled back
+        single = is_called(type(truth), 'DetDataSample', 'SegDataSample')
+        needed = ('img_shape', 'ori_shape') if single else ()
+        lacking = ' and no '.join(key for key in needed if key not in truth.metainfo)
+        cure = 'add it to meta_keys of its last step'
+        return f'the {split.name} pipeline gives no {lacking}: {cure}' if lacking else None
     boxes = hasattr(model, 'rpn_head') or hasattr(model, 'bbox_head')
     if boxes and 'bboxes' not in truth.get('gt_instances', ('bboxes',)):
         return 'the train pipeline loads no boxes: add LoadAnnotations with with_bbox=True'
-    if hasattr(model, 'decode_head') and 'gt_sem_seg' not in truth:
-        return 'the train pipeline loads no label map: add LoadAnnotations'
+    if hasattr(model, 'decode_head') and not any(key.startswith('gt_') for key in truth.keys()):
+        return 'the train pipeline loads no label map: add LoadAnnotations'  # nor a depth map
     return None
 
 

@@ -6,18 +6,22 @@ from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from ..utils.configs import as_list, type_name
-from .data import Run, class_names, evenly, number_of_images, processes
+from .data import Run, class_names, evenly, labels_of, number_of_images, processes
 from .network import estimate_memory
 from .pictures import IGNORED, SIZES, picture_size
 
 
-def tables(run: Run) -> Iterator[Table]:
-    yield data_table(run)
-    yield classes_table(run)
-    yield training_table(run)
+def tables(run: Run) -> Iterator[Table | str]:
+    """The tables of a run; of one that its mistakes prevent, the reason."""
+    for make in (data_table, classes_table, training_table):
+        try:
+            yield make(run)
+        except Exception as error:
+            yield f'{make.__name__} was left out ({type(error).__name__}: {error})'
 
 
 def data_table(run: Run) -> Table:
@@ -66,16 +70,10 @@ def classes_table(run: Run) -> Table:
     names = next((names for names in named if names), [])
     table = Table('class', *(title for title, _ in columns), title='Classes')
     for i, name in enumerate(names):
-        table.add_row(name, *(counts[i] if i < len(counts) else '0' for _, counts in columns))
+        table.add_row(
+            escape(str(name)), *(counts[i] if i < len(counts) else '0' for _, counts in columns)
+        )
     return table
-
-
-def labels_of(info: dict) -> Iterator[int]:
-    """The classes of an image, or of the objects in it."""
-    yield from np.atleast_1d(info.get('gt_label', [])).tolist()
-    for instance in info.get('instances', ()):
-        if 'bbox_label' in instance:
-            yield instance['bbox_label']
 
 
 def training_table(run: Run) -> Table:

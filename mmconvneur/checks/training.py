@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import InfiniteSampler
-from mmengine.registry import DATA_SAMPLERS, OPTIMIZERS
+from mmengine.registry import (
+    DATA_SAMPLERS,
+    FUNCTIONS,
+    HOOKS,
+    LOOPS,
+    METRICS,
+    OPTIM_WRAPPER_CONSTRUCTORS,
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    VISUALIZERS,
+    Registry,
+)
+from torch.utils.data import DataLoader
 
 from ..utils.configs import (
     RUNNER_KEYS,
     SPLITS,
     as_list,
+    evaluator_options,
     is_called,
     is_subclass,
     metrics,
@@ -26,6 +41,16 @@ from .data import Run, processes
 from .findings import Finding, doubt, some, wrong
 
 ENDLESS = ('MultiSourceSampler', 'GroupMultiSourceSampler')  # mmdet's, of no length
+# What MMEngine takes out of the options of hooks, schedules and wrappers before it builds them, and
+# what the wrapper has that --amp puts in.
+OF_THE_RUNNER = {
+    *('priority', 'convert_to_iter_based', 'optimizer', 'constructor', 'paramwise_cfg'),
+    *('loss_scale', 'dtype', 'use_fsdp'),
+}
+LOADER = {
+    *inspect.signature(DataLoader).parameters,
+    *('num_batch_per_epoch', 'disable_subprocess_warning'),  # MMEngine's
+}
 NEEDS_WORKERS = ('persistent_workers', 'prefetch_factor', 'timeout', 'multiprocessing_context')
 
 
@@ -46,10 +71,9 @@ def check_numbers(run: Run) -> Iterator[Finding]:
 
 
 def check_parts(run: Run) -> Iterator[Finding]:
-    """Training, validation and testing have all of their parts or none; the optimizer is known."""
+    """Training, validation and testing have all of their parts or none; there is an optimizer."""
     for split in SPLITS:
-        last = 'optim_wrapper' if split == 'train' else f'{split}_evaluator'
-        names = (f'{split}_dataloader', f'{split}_cfg', last)
+        names = parts_of(split)
         absent = [name for name in names if run.cfg.get(name) is None]
         if 0 < len(absent) < len(names):
             yield wrong(
@@ -57,14 +81,69 @@ def check_parts(run: Run) -> Iterator[Finding]:
                 f'{" and ".join(name for name in names if name not in absent)}: give all three, or '
                 'set all to None'
             )
-    optimizer = (run.cfg.get('optim_wrapper') or {}).get('optimizer') or {}
-    kind = optimizer.get('type')
-    if kind and resolve(OPTIMIZERS, kind, scope_of(run.cfg)) is None:
-        near = difflib.get_close_matches(kind, OPTIMIZERS.module_dict, n=3)
-        yield wrong(
-            f'optim_wrapper.optimizer.type={kind} is no optimizer'
-            + f': did you mean {" or ".join(near)}?' * bool(near)
-        )
+    wrapper = run.cfg.get('optim_wrapper') if run.train else None
+    if wrapper and 'constructor' not in wrapper and not wrapper.get('optimizer'):
+        yield wrong("optim_wrapper has no optimizer: write optimizer=dict(type='AdamW', lr=...)")
+
+
+def parts_of(split: str) -> tuple[str, str, str]:
+    """What MMEngine asks for together."""
+    last = 'optim_wrapper' if split == 'train' else f'{split}_evaluator'
+    return f'{split}_dataloader', f'{split}_cfg', last
+
+
+def check_kinds(run: Run) -> Iterator[Finding]:
+    """Hooks, loops, samplers, metrics, schedules and optimizers: of known types and options."""
+    for place, registry, part in built_parts(run):
+        # The families have no functions of their own.
+        scope = 'mmengine' if registry is FUNCTIONS else scope_of(run.cfg)
+        kind = resolve(registry, part['type'], scope)
+        if kind is None:
+            with registry.switch_scope_and_registry(scope) as scoped:
+                known = {*registry.module_dict, *scoped.module_dict}
+            near = difflib.get_close_matches(part['type'], known, n=3)
+            yield wrong(
+                f'{place}.type={part["type"]} is no {registry.name}'
+                + f': did you mean {" or ".join(near)}?' * bool(near)
+            )
+            continue
+        given = part.keys() - {'type', '_scope_'} - OF_THE_RUNNER
+        options = inspect.signature(kind).parameters  # type: ignore[arg-type]
+        unknown = sorted(given - options.keys())
+        if unknown and not any(p.kind is p.VAR_KEYWORD for p in options.values()):
+            near = difflib.get_close_matches(unknown[0], options, n=1)
+            cure = f'did you mean {near[0]}?' if near else f'it has {some(options, 20)}'
+            yield wrong(f'{place}: {type_name(part)} has no option {some(unknown)}; {cure}')
+
+
+def built_parts(run: Run) -> Iterator[tuple[str, Registry, dict]]:
+    """Where, registry and config of all that the runner builds beside model and data sets."""
+    cfg = run.cfg
+    named = [
+        ('custom_hooks', HOOKS, cfg.get('custom_hooks')),
+        ('default_hooks', HOOKS, list((cfg.get('default_hooks') or {}).values())),
+        ('visualizer', VISUALIZERS, cfg.get('visualizer')),
+    ]
+    if run.train:
+        wrapper = cfg.get('optim_wrapper') or {}
+        constructor = dict(type=wrapper['constructor']) if 'constructor' in wrapper else None
+        named += [
+            ('param_scheduler', PARAM_SCHEDULERS, cfg.get('param_scheduler')),
+            ('optim_wrapper', OPTIM_WRAPPERS, wrapper),
+            ('optim_wrapper.constructor', OPTIM_WRAPPER_CONSTRUCTORS, constructor),
+            ('optim_wrapper.optimizer', OPTIMIZERS, wrapper.get('optimizer')),
+        ]
+    for split in run.splits:
+        name, loader = split.name, split.loader
+        named += [
+            (f'{name}_cfg', LOOPS, cfg.get(f'{name}_cfg')),
+            (f'{name}_evaluator', METRICS, metrics(cfg, name)),
+            (f'{name}_dataloader.sampler', DATA_SAMPLERS, loader.get('sampler')),
+            (f'{name}_dataloader.batch_sampler', DATA_SAMPLERS, loader.get('batch_sampler')),
+            (f'{name}_dataloader.collate_fn', FUNCTIONS, loader.get('collate_fn')),
+        ]
+    for place, registry, given in named:
+        yield from ((place, registry, part) for part in as_list(given))
 
 
 # What CocoMetric and IoUMetric give; of other metrics nothing is known.
@@ -78,6 +157,8 @@ def check_best(run: Run) -> Iterator[Finding]:
     """``save_best`` is a metric of the evaluator, which else ends the training at the first one."""
     hook = (run.cfg.get('default_hooks') or {}).get('checkpoint') or {}
     given = metrics(run.cfg, 'val')
+    if 'dataset_prefixes' in evaluator_options(run.cfg, 'val'):  # they come first in the names
+        return
     names = [type_name(metric).rpartition('.')[2] for metric in given if not metric.get('prefix')]
     known = [p for p, name in ((OF_COCO, 'CocoMetric'), (OF_IOU, 'IoUMetric')) if name in names]
     if not known or len(known) < len(given):
@@ -104,6 +185,15 @@ def check_loaders(run: Run) -> Iterator[Finding]:
                 + ', or IterBasedTrainLoop'
                 * (split.name == 'train')
             )
+        yield from check_options_of(name, loader)
+        plain = run.by_epoch and type_name(sampler or {}) == 'DefaultSampler'
+        if plain and loader.get('drop_last') and split.dataset is not None:
+            images, batch = len(split.dataset), loader.get('batch_size') or 1
+            if -(-images // processes()) < batch:
+                yield wrong(
+                    f'{name}.drop_last leaves no batch of {batch} of the {images} images: take '
+                    'drop_last=False, or a smaller batch_size'
+                )
         for option in NEEDS_WORKERS if not loader.get('num_workers') else ():
             if loader.get(option):
                 off = 'False' if loader[option] is True else 'None'
@@ -111,6 +201,23 @@ def check_loaders(run: Run) -> Iterator[Finding]:
                     f'{name}.{option}={loader[option]} needs workers, and num_workers is 0: set '
                     f'num_workers, or {option}={off}'
                 )
+
+
+def check_options_of(name: str, loader: dict) -> Iterator[Finding]:
+    """MMEngine hands all but a few of the options of a loader to PyTorch."""
+    if unknown := [option for option in loader if option not in LOADER]:
+        near = difflib.get_close_matches(unknown[0], LOADER, n=1)
+        yield wrong(
+            f'{name} has the unknown options {some(unknown)}: '
+            + (f'did you mean {near[0]}?' if near else f'choose of {some(sorted(LOADER), 99)}')
+        )
+    if 'sampler' not in loader:
+        yield wrong(f"{name} has no sampler: write sampler=dict(type='DefaultSampler', ...)")
+    batched = bool(loader.get('batch_sampler'))
+    chosen = 'batch_sampler' if batched else 'sampler'
+    for option in ('shuffle', *['drop_last'] * batched):
+        if loader.get(chosen) and loader.get(option):
+            yield wrong(f'{name}.{option} is for a loader without {chosen}: give it to that')
 
 
 def is_endless(sampler: Any, scope: str) -> bool:

@@ -305,10 +305,14 @@ def as_list(value: object) -> list[dict]:
 
 def metrics(cfg: Config, split: str) -> list[dict]:
     """The configs of the metrics that evaluate a split."""
+    around = evaluator_options(cfg, split)
+    return as_list(around['metrics'] if 'metrics' in around else cfg.get(f'{split}_evaluator'))
+
+
+def evaluator_options(cfg: Config, split: str) -> dict:
+    """Of one metric, or of an evaluator around several, such as MMEngine's."""
     evaluator = cfg.get(f'{split}_evaluator')
-    if isinstance(evaluator, dict):  # of one metric, or MMEngine's Evaluator around several
-        evaluator = evaluator.get('metrics', evaluator)
-    return as_list(evaluator)
+    return evaluator if isinstance(evaluator, dict) else {}
 
 
 def datasets(dataloader: dict | None) -> Iterator[ConfigDict]:
@@ -339,11 +343,12 @@ def missing_data(cfg: Config, split: str) -> Iterator[str]:
         task = Path(root).name
         command = SAMPLE_COMMAND + f' --task {task}' * (task in SAMPLE_TASKS)
         prefix = dataset.get('data_prefix') or {}
-        prefix = dict(img_path=prefix) if isinstance(prefix, str) else prefix  # mmpretrain's
-        paths = {'annotations': dataset.get('ann_file'), **prefix}
-        for what, path in paths.items():
-            path = os.path.join(root, path or '')
-            if paths[what] and '://' not in path and not is_filled(Path(path)):
+        prefix = prefix if isinstance(prefix, dict) else dict(img_path=prefix)  # mmpretrain's
+        for what, given in {'annotations': dataset.get('ann_file'), **prefix}.items():
+            if not given or not isinstance(given, str):  # the data set itself says what it takes
+                continue
+            path = os.path.join(root, given)
+            if '://' not in path and not is_filled(Path(path)):
                 yield (
                     f'{path} is missing or empty: put the {split} {WHAT.get(what, what)} of '
                     f'{type_name(dataset)} there, or set data_root; the sample data is made by '

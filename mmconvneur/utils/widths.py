@@ -60,6 +60,12 @@ def _problems(model: Any, backbone: StagedBackbone) -> Iterator[str]:
         else:
             if name == 'neck':
                 maps, giver = result, name
+            levels = getattr(getattr(part, 'prior_generator', None), 'num_levels', len(maps))
+            if name in ('rpn_head', 'bbox_head') and levels != len(maps):
+                yield (
+                    f'model.{name} has anchors or points of {levels} levels (strides), but the '
+                    f'{giver} gives {len(maps)} maps: change one of them'
+                )
 
 
 def width_problem(error: BaseException, root: nn.Module | None = None) -> str | None:
