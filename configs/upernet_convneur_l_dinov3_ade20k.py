@@ -1,4 +1,4 @@
-# UperNet with ConvNeur-L on DINOv3's ConvNeXt-L, ADE20K, 160k iterations, crops of 512.
+# UPerNet with ConvNeur-L on DINOv3's ConvNeXt-L, ADE20K, 160k iterations, crops of 512.
 # Command:  torchrun --nproc_per_node 8 tools/train.py \
 #               configs/upernet_convneur_l_dinov3_ade20k.py --launcher pytorch --amp
 # Hardware: 8 GPUs x 2 images; for any other number add --auto-scale-lr.

@@ -1,4 +1,4 @@
-# UperNet with ConvNeur-M1 and slim heads on scenes of Fashion-MNIST's items
+# UPerNet with ConvNeur-M1 and slim heads on scenes of Fashion-MNIST's items
 # (python tools/make_sample_data.py --task fashion).
 # Command:  python tools/train.py configs/upernet_convneur_m1_fashion.py
 # Variants: as in the header of mask_rcnn_convneur_m1_fashion.py; a ResNet-18 also needs

@@ -1,4 +1,4 @@
-# UperNet with ConvNeur-M1 and slim heads on the sample data (python tools/make_sample_data.py).
+# UPerNet with ConvNeur-M1 and slim heads on the sample data (python tools/make_sample_data.py).
 # Command:  python tools/train.py configs/upernet_convneur_m1_sample.py \
 #               --cfg-options load_from=mask_rcnn_convneur_m1_sample
 # Hardware: one CPU core, 64 minutes beside other work.

@@ -1,4 +1,4 @@
-# UperNet with SpatialBias-ResNet-50, ADE20K, 160k iterations, crops of 512; SGD as for mmseg's own
+# UPerNet with SpatialBias-ResNet-50, ADE20K, 160k iterations, crops of 512; SGD as for mmseg's own
 # ResNets.
 # Command:  torchrun --nproc_per_node 8 tools/train.py \
 #               configs/upernet_spatial_bias_r50_ade20k.py --launcher pytorch --amp

@@ -1,4 +1,4 @@
-# UperNet with heads cut down for small images on a CPU: 64 channels, plain batch norm.
+# UPerNet with heads cut down for small images on a CPU: 64 channels, plain batch norm.
 _base_ = 'upernet_convneur.py'
 norm_cfg = dict(type='BN', requires_grad=True)
 model = dict(

@@ -1,4 +1,4 @@
-# UperNet (arXiv 1807.10221) with the auxiliary FCN head on stage 3.
+# UPerNet (arXiv 1807.10221) with the auxiliary FCN head on stage 3.
 _base_ = 'encoder_decoder.py'
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(

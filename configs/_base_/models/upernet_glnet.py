@@ -1,4 +1,4 @@
-# UperNet with GLNet; batch norms over all GPUs, since each has few images.
+# UPerNet with GLNet; batch norms over all GPUs, since each has few images.
 _base_ = 'upernet_convneur.py'
 model = dict(
     backbone=dict(
