@@ -59,8 +59,7 @@ class DeepestFirst(nn.Module):
         self.convs = nn.ModuleList(nn.Conv2d(width, 64, 1) for width in in_channels)
 
     def forward(self, maps: tuple) -> tuple:
-        maps = [conv(x) for conv, x in zip(self.convs, maps[::-1], strict=True)][::-1]
-        return (*maps, nn.functional.max_pool2d(maps[-1], 1, 2))
+        return tuple(conv(x) for conv, x in zip(self.convs, maps[::-1], strict=True))[::-1]
 
 
 @pytest.mark.parametrize(
