@@ -18,6 +18,7 @@ from mmconvneur import ConvNeur
 from mmconvneur.apis.model_zoo import metrics_of, read_index
 from mmconvneur.engine.checkpoints import latest_checkpoint
 from mmconvneur.models.backbones.convneur import ARCHS
+from mmconvneur.registry import MIXERS
 from mmconvneur.utils.configs import check_family, check_pretrained
 from mmconvneur.utils.widths import check_widths
 
@@ -48,6 +49,12 @@ def rows(page: str, text: str | None = None) -> list[list[str]]:
     return [
         [c.strip(' `') for c in line.strip('|').split('|')] for line in lines if line[:1] == '|'
     ]
+
+
+def scores(task: str) -> list[list[str]]:
+    """The table of a task in the comparison of global branches."""
+    page = (ROOT / 'docs' / 'global_branches.md').read_text()
+    return rows('', page.split(f'\n## {task}\n')[1].split('\n## ')[0])
 
 
 # ------------------------------------------------------------------------- configs of the README
@@ -135,15 +142,13 @@ def test_figures_where_a_size_and_a_branch_are_chosen_are_the_measured_ones():
     times = table[table.index(names) + 2]
     keys = (name.lower() if name == 'Swin-T' else f'convneur-{name.lower()}' for name in names)
     assert times == [measured[key][0] for key in keys]
-    branches = {row[0]: row[-2:] for row in table if len(row) == 5}
-    page = (ROOT / 'docs' / 'global_branches.md').read_text()
+    mixers = ('None', *MIXERS.module_dict)
+    branches = {row[0]: row[-2:] for row in table if len(row) == 5 and row[0] in mixers}
     for column, task in enumerate(('cue', 'legend')):
-        section = page.split(f'\n## {task}\n')[1].split('\n## ')[0]
-        median = rows('', section)[0].index('median')
-        for row in rows('', section):
-            name = 'None' if row[0] == 'none' else row[0]
-            if name in branches and len(row) > median:
-                assert branches[name][column] == row[median], name
+        titles, *runs = scores(task)
+        medians = {run[0].removesuffix(' (default)'): run[titles.index('median')] for run in runs}
+        for name, figures in branches.items():
+            assert figures[column] == medians['none' if name == 'None' else name], name
 
 
 @pytest.mark.parametrize('entry', read_index(ROOT), ids=lambda entry: entry['Name'])
@@ -161,15 +166,12 @@ def test_results_of_released_models_agree(entry):
 
 @pytest.mark.parametrize('task', ['cue', 'legend'])
 def test_scores_of_the_tasks_agree(task):
-    with_memory, without = next(row[1:] for row in rows('README.md') if row[0] == task)
-    seeds = next(row for row in rows('docs/global_context.md') if row[0].startswith(f'{task}, '))
-    seeds = [cell.strip('*') for cell in seeds[1:-1] if cell != 'not run']
-    assert with_memory.split(', ') == seeds
-    page = (ROOT / 'docs' / 'global_branches.md').read_text()
-    section = page.split(f'\n## {task}\n')[1].split('\n## ')[0]
-    titles, none = (row for row in rows('', section)[:3] if '---' not in row)
-    best = next(i for i, title in enumerate(titles) if title.endswith(f'rate {none[3]}'))
-    assert without.split(', ') == [none[best], *none[4:6]]
+    shown = next(row[1:] for row in rows('README.md') if row[0] == task)
+    titles, *runs = scores(task)
+    for row, seeds in zip(('NeuralMemory (default)', 'none'), shown, strict=True):
+        run = next(r for r in runs if r[0] == row)
+        best = next(i for i, title in enumerate(titles) if title.endswith(f'rate {run[3]}'))
+        assert seeds.split(', ') == [run[best], *run[4:6]]
 
 
 def test_errors_of_the_troubleshooting_page_are_those_of_the_code():

@@ -70,11 +70,6 @@ def mixer(name: str, **options) -> dict:
     return dict(global_mixer=dict(type=name, **options))
 
 
-def memory_of(num_heads: int, *memory_dims: int) -> dict:
-    options = dict(type='NeuralMemory', num_heads=num_heads)
-    return dict(global_mixer=[options | dict(memory_dim=dim) for dim in memory_dims])
-
-
 ROWS = {  # options of the backbone
     'none': dict(global_mixer=None),
     'NeuralMemory (default)': mixer('NeuralMemory'),
@@ -82,6 +77,7 @@ ROWS = {  # options of the backbone
     'GLMix, scale from 10': mixer('GLMix', scale_init_value=10),
     'SpatialBias': mixer('SpatialBias'),
     'SelfAttention': mixer('SelfAttention'),
+    'SelfAttention, C_m 64': mixer('SelfAttention', bottleneck_dim=64, num_heads=8),
     'PublishedNeuralMemory': mixer('PublishedNeuralMemory'),
     'NonLocal': mixer('NonLocal'),
     'CBAM': mixer('CBAM'),
@@ -93,8 +89,8 @@ ROWS = {  # options of the backbone
     'fusion concat': mixer('NeuralMemory') | dict(fusion='concat'),
     'placement block': mixer('NeuralMemory') | dict(placement='block'),
     'placement stage 2 alone': mixer('NeuralMemory') | dict(placement=[1]),
-    'C_m and heads halved': memory_of(4, 12, 24),
-    'C_m and heads doubled': memory_of(16, 48, 96),
+    'C_m and heads halved': mixer('NeuralMemory', memory_dim=32, num_heads=4),
+    'C_m and heads doubled': mixer('NeuralMemory', memory_dim=128, num_heads=16),
 }
 
 
