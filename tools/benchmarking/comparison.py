@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmconvneur.utils.files import write_atomically
@@ -134,6 +135,9 @@ def plot_costs(results: list[dict], found: dict[str, dict], path: Path) -> None:
         macs.plot(found[row]['macs_detector'] / 1e9, row, 's', color='C1')
     scores.set(xlim=(0, 100), xlabel='mIoU: seeds (dots) and their median (bar)')
     macs.set(xscale='log', xlabel='G MACs of the backbone at {}x{}'.format(*DETECTOR))
+    macs.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    macs.xaxis.set_major_formatter('{x:g}')
+    macs.xaxis.set_minor_formatter(NullFormatter())
     for axis in scores, macs:
         axis.grid(alpha=0.3)
         axis.margins(y=0.03)
