@@ -277,6 +277,15 @@ def test_files_that_a_metric_reads_in_another_way(kind, sample):
     assert said(classes.check_evaluator, run_of(cfg, 'val')) == ([], [])
 
 
+def test_a_broken_file_of_lvis_is_named(sample):
+    cfg = load(DETECTION)
+    file = sample / 'annotations' / 'broken.json'
+    file.write_text('[')
+    cfg.val_evaluator.update(type='LVISMetric', ann_file=str(file))
+    mistakes, _ = said(classes.check_evaluator, run_of(cfg, 'val'))
+    assert len(mistakes) == 1 and 'broken.json is no JSON file' in mistakes[0]
+
+
 @pytest.mark.parametrize(
     ('labels', 'mistake', 'doubtful'),
     [
