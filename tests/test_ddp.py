@@ -56,6 +56,9 @@ def train_twice(rank: int, address: str, folder: str, *options) -> None:
         model(mine).mean().backward()
     gradients = {name: p.grad for name, p in model.module.named_parameters() if p.requires_grad}
     torch.save(gradients, os.path.join(folder, f'{rank}.pth'))
+    # Gloo's thread needs the GIL to let go of the last all-reduce, and the end of the group, which
+    # holds the GIL, waits for that thread. Waiting here lets it have it.
+    dist.barrier()
     dist.destroy_process_group()
 
 
