@@ -214,7 +214,7 @@ def test_the_file_of_the_evaluator_has_what_pycocotools_needs(sample):
     one(mistakes, 'val_evaluator: data/sample/annotations/instances_val.json', 'has no iscrowd')
 
 
-@pytest.mark.parametrize('kind', ['images', 'boxes', 'classes', 'fewer', 'same'])
+@pytest.mark.parametrize('kind', ['images', 'boxes', 'classes', 'fewer', 'zero', 'same'])
 def test_the_evaluator_has_the_file_of_its_images(kind, sample):
     cfg = load(DETECTION)
     file = sample / 'annotations' / 'other.json'
@@ -228,6 +228,8 @@ def test_the_evaluator_has_the_file_of_its_images(kind, sample):
         content['categories'] = content['categories'][:-1]
     elif kind == 'fewer':
         cfg.val_dataloader.dataset.indices = 3
+    elif kind == 'zero':
+        content['annotations'][0]['id'] = 0
     file.write_text(json.dumps(content))
     cfg.val_evaluator.ann_file = str(file)
     mistakes, doubts = said(classes.check_evaluator, run_of(cfg, 'val'))
@@ -240,6 +242,8 @@ def test_the_evaluator_has_the_file_of_its_images(kind, sample):
         assert not mistakes
     if kind == 'fewer':
         one(doubts, 'has 6 images and the val data 3')
+    elif kind == 'zero':
+        one(doubts, 'has an annotation with id=0')
     elif kind == 'same':
         assert not doubts
 
@@ -565,6 +569,19 @@ def test_pipelines_give_what_models_need(name, steps, problem, sample):
             *(SEGMENTATION, dict(default_hooks__checkpoint__save_best='miou')),
             *(training.check_best, 'save_best=miou is no metric of val_evaluator', None),
         ),
+        (DETECTION, {}, training.check_metrics, None, None),
+        (
+            *(SEGMENTATION, dict(val_evaluator__iou_metrics='mDice')),
+            *(training.check_metrics, None, None),
+        ),
+        (
+            *(DETECTION, dict(val_evaluator__metric=['bbox', 'segmm'])),
+            *(training.check_metrics, 'val_evaluator.metric has segmm: choose of bbox, segm', None),
+        ),
+        (
+            *(SEGMENTATION, dict(val_evaluator__iou_metrics=['mIou'])),
+            *(training.check_metrics, 'iou_metrics has mIou: choose of mIoU, mDice', None),
+        ),
         (
             *(SEGMENTATION, dict(default_hooks__checkpoint__by_epoch=True)),
             *(training.check_saving, None, 'nothing is saved before the end'),
@@ -674,6 +691,42 @@ def test_images_and_their_meta_data_suit_the_model(name, change, problem, sample
     splits = ('val',) if 'val' in problem else ('train',)
     mistakes, _ = said(pictures.check_pipelines, run_of(cfg, *splits, model=True))
     one(mistakes, problem)
+
+
+SLIDING = dict(mode='slide', crop_size=(96, 64), stride=(64, 48))
+
+
+@pytest.mark.parametrize(
+    ('name', 'options', 'check', 'mistake', 'doubtful'),
+    [
+        (DETECTION, {}, network.check_strides, None, None),
+        (
+            *(DETECTION, dict(model__rpn_head__anchor_generator__strides=[8, 16, 32, 64, 128])),
+            *(network.check_strides, None, 'rpn_head=[8, 16, 32, 64, 128], but the maps have str'),
+        ),
+        (
+            *(DETECTION, dict(model__roi_head__mask_roi_extractor__featmap_strides=[4, 8, 16, 16])),
+            *(network.check_strides, None, 'mask_roi_extractor.featmap_strides=[4, 8, 16, 16]'),
+        ),
+        (SEGMENTATION, {}, network.check_window, None, None),
+        (SEGMENTATION, dict(model__test_cfg=SLIDING), network.check_window, None, None),
+        (
+            *(SEGMENTATION, dict(model__test_cfg__mode='slide')),
+            *(network.check_window, 'crop_size is None: give height and width', None),
+        ),
+        (
+            *(SEGMENTATION, dict(model__test_cfg=dict(SLIDING, stride=(64, 65)))),
+            *(network.check_window, 'stride=(64, 65) leaves out pixels', None),
+        ),
+    ],
+)
+def test_strides_and_windows_suit_the_maps(name, options, check, mistake, doubtful):
+    run = Run(load(name, **options))
+    run.model, _ = network.build_model(run.cfg)
+    mistakes, doubts = said(check, run)
+    one(mistakes, mistake) if mistake else None
+    one(doubts, doubtful) if doubtful else None
+    assert (len(mistakes), len(doubts)) == (bool(mistake), bool(doubtful)), (mistakes, doubts)
 
 
 def test_what_only_training_gives_is_not_missed(sample):

@@ -220,6 +220,11 @@ def check_evaluator(run: Run) -> Iterator[Finding]:
                     f'{split.name}_evaluator.ann_file={file} has no {some(missing)}: a prediction '
                     'of such a class ends the evaluation; take the annotation file of the data'
                 )
+            if any(box['id'] == 0 for box in content['annotations']):
+                yield doubt(
+                    f'{split.name}_evaluator.ann_file={file} has an annotation with id=0, which '
+                    'pycocotools counts as missed: number them from 1'
+                )
             own = Path(ours[0].ann_file)
             if len(ours) > 1 or not own.is_file() or not own.samefile(file):
                 yield from compare_images(split, ours, file, content)

@@ -20,7 +20,7 @@ from ..utils.arguments import usage_message
 from ..utils.configs import type_name
 from ..utils.widths import check_widths
 from .data import Run, processes
-from .findings import Finding, wrong
+from .findings import Finding, doubt, wrong
 
 BYTES_OF_STATE = dict(SGD=4, Adam=8, AdamW=8)  # per trained parameter, momentum or two moments
 
@@ -51,6 +51,60 @@ def check_maps(run: Run) -> Iterator[Finding]:
             check_widths(run.model)
     except UsageErrors as error:
         yield from map(wrong, error.messages)
+
+
+SIDE = 256  # of the image whose maps tell their strides
+
+
+def check_strides(run: Run) -> Iterator[Finding]:
+    """Anchors, points and regions of interest lie on the maps as their strides say.
+
+    Maps of less than 4 x 4 pixels are left out: they tell their strides no longer.
+    """
+    model: Any = run.model
+    if not hasattr(model, 'rpn_head') and not hasattr(model, 'bbox_head'):
+        return
+    image = torch.zeros(1, 3, SIDE, SIDE, device=next(model.parameters()).device)
+    with torch.no_grad(), contextlib.suppress(Exception):  # whatever fails, check_maps has said
+        strides = [SIDE / x.shape[-1] for x in model.extract_feat(image)]
+        for option, given in given_strides(model):
+            pairs = list(zip(given, strides, strict=False))
+            if any(stated != real for stated, real in pairs if real <= SIDE / 4):
+                yield doubt(
+                    f'{option}={given}, but the maps have strides of '
+                    f'{", ".join(f"{stride:g}" for stride in strides)} pixels: write these'
+                )
+
+
+def given_strides(model: Any) -> Iterator[tuple[str, list[int]]]:
+    for name in ('rpn_head', 'bbox_head'):
+        generator = getattr(getattr(model, name, None), 'prior_generator', None)
+        if generator is not None:
+            pairs = [s if isinstance(s, (list, tuple)) else [s] for s in generator.strides]
+            yield f'strides of model.{name}', [pair[0] for pair in pairs]
+    for name, module in model.named_modules():
+        if hasattr(module, 'featmap_strides') and 'semantic' not in name:  # HTC cuts another map
+            yield f'model.{name}.featmap_strides', list(module.featmap_strides)
+
+
+def check_window(run: Run) -> Iterator[Finding]:
+    """A segmentor that slides a window knows its size and its step."""
+    cfg = getattr(run.model, 'test_cfg', None) or {}
+    if not hasattr(run.model, 'decode_head') or cfg.get('mode') != 'slide':
+        return
+    crop, stride = cfg.get('crop_size'), cfg.get('stride')
+    for name, value in dict(crop_size=crop, stride=stride).items():
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            yield wrong(
+                f"model.test_cfg.mode is 'slide' and {name} is {value}: give height and width, "
+                "or mode='whole'"
+            )
+            return
+    if stride[0] > crop[0] or stride[1] > crop[1]:
+        yield wrong(
+            f'model.test_cfg.stride={stride} leaves out pixels between windows of crop_size={crop}:'
+            ' take a smaller one'
+        )
 
 
 def check_batch_norm(run: Run) -> Iterator[Finding]:

@@ -146,6 +146,28 @@ def built_parts(run: Run) -> Iterator[tuple[str, Registry, dict]]:
         yield from ((place, registry, part) for part in as_list(given))
 
 
+# What these can measure, which they tell when they are built, or after the whole evaluation.
+MEASURED = {
+    'CocoMetric': ('metric', ('bbox', 'segm', 'proposal', 'proposal_fast')),
+    'IoUMetric': ('iou_metrics', ('mIoU', 'mDice', 'mFscore')),
+}
+
+
+def check_metrics(run: Run) -> Iterator[Finding]:
+    """A metric of COCO's kind or of IoU is asked for what it measures."""
+    for split in run.splits:
+        for metric in metrics(run.cfg, split.name):
+            kind = resolve(METRICS, metric['type'], scope_of(run.cfg))
+            for name, (option, choices) in MEASURED.items():
+                given = metric.get(option) if is_called(kind, name) else None
+                values = [given] if isinstance(given, str) else given or ()
+                if unknown := [value for value in values if value not in choices]:
+                    yield wrong(
+                        f'{split.name}_evaluator.{option} has {some(unknown)}: choose of '
+                        f'{", ".join(choices)}'
+                    )
+
+
 # What CocoMetric and IoUMetric give; of other metrics nothing is known.
 OF_COCO = re.compile(
     r'coco/((bbox|segm)_mAP(_50|_75|_s|_m|_l)?|.+_precision|((bbox|segm|proposal)_)?AR.*)'
