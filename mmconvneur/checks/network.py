@@ -92,14 +92,15 @@ def check_window(run: Run) -> Iterator[Finding]:
     cfg = getattr(run.model, 'test_cfg', None) or {}
     if not hasattr(run.model, 'decode_head') or cfg.get('mode') != 'slide':
         return
-    crop, stride = cfg.get('crop_size'), cfg.get('stride')
-    for name, value in dict(crop_size=crop, stride=stride).items():
-        if not isinstance(value, (list, tuple)) or len(value) != 2:
+    sizes: list[Any] = [cfg.get('crop_size'), cfg.get('stride')]
+    for name, size in zip(('crop_size', 'stride'), sizes, strict=True):
+        if not isinstance(size, (list, tuple)) or len(size) != 2:
             yield wrong(
-                f"model.test_cfg.mode is 'slide' and {name} is {value}: give height and width, "
+                f"model.test_cfg.mode is 'slide' and {name} is {size}: give height and width, "
                 "or mode='whole'"
             )
             return
+    crop, stride = sizes
     if stride[0] > crop[0] or stride[1] > crop[1]:
         yield wrong(
             f'model.test_cfg.stride={stride} leaves out pixels between windows of crop_size={crop}:'
