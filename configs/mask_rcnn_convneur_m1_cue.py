@@ -7,7 +7,7 @@
 _base_ = [
     '_base_/models/slim_mask_rcnn_convneur.py',
     '_base_/datasets/cue_instance.py',
-    '_base_/schedules/sample_detection.py',
+    '_base_/schedules/cue_detection.py',
     '_base_/runtimes/detection.py',
 ]
 model = dict(
