@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fuzz import GROUPS, failure
 from mmcv.transforms import LoadImageFromFile
 from mmdet.models import MaskRCNN
 from mmengine.config import Config
@@ -354,3 +355,8 @@ def test_what_is_not_installed_is_named_in_the_family_of_the_rest(
     monkeypatch.setitem(sys.modules, absent, None)
     message = failing(monkeypatch, capsys, 'train', config)
     assert f'{absent} is not installed: python -m pip install "{wanted}>=' in message
+
+
+@pytest.mark.parametrize('group', GROUPS)
+def test_the_first_random_cases(group):
+    assert not [problem for seed in range(5) if (problem := failure(group, seed))]

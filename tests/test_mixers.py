@@ -348,6 +348,7 @@ def test_a_mixer_that_looks_at_values_is_taken_as_it_is():
         (dict(type='SelfAttention', num_heads=0), 'num_heads=0 must divide'),
         (dict(type='NonLocal', bottleneck_dim=0), 'bottleneck_dim=0 must be positive'),
         (dict(type='CBAM', bottleneck_dim='x'), "global mixer CBAM cannot be built from .*'x'"),
+        (dict(type='PublishedNeuralMemory', lr='x'), "Memory with {'lr': 'x'} fails on a map of"),
         (dict(type=['CBAM']), r"unknown global mixer \['CBAM'\]"),
         ({'type': 'CBAM', 3: 4}, 'CBAM has no option 3: it takes'),
     ],

@@ -45,12 +45,12 @@ def build_mixer(cfg: dict, dim: int) -> nn.Module:
         raise
     except Exception as error:
         raise UsageError(f'global mixer {name} cannot be built from {cfg}: {error}') from error
-    check_contract(mixer, dim)
+    check_contract(mixer, dim, cfg)
     return mixer
 
 
-def check_contract(mixer: nn.Module, dim: int) -> None:
-    """Raise ``UsageError`` unless a mixer maps ``(1, dim, 11, 13)`` to the same shape.
+def check_contract(mixer: nn.Module, dim: int, options: dict) -> None:
+    """Raise ``UsageError`` unless a mixer of these options maps ``(1, dim, 11, 13)`` to this shape.
 
     PyTorch's fake tensors take the place of input, parameters and buffers: shapes are found but
     nothing is computed, so that it costs milliseconds and leaves the mixer, also one on the meta
@@ -68,8 +68,9 @@ def check_contract(mixer: nn.Module, dim: int) -> None:
         raise
     except Exception as error:
         reason = str(error).splitlines() or [type(error).__name__]
+        given = f' with {options}' if options else ''
         raise UsageError(
-            f'global mixer {name} fails on a map of {shape}: {reason[0]}; it must map '
+            f'global mixer {name}{given} fails on a map of {shape}: {reason[0]}; it must map '
             '(B, C, H, W) to the same shape, for any H and W'
         ) from error
     found = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
