@@ -197,7 +197,7 @@ def random_backbone(rng: random.Random) -> dict:
                 ),
                 placement=rng.choice(('stage', 'block', rng.sample(range(stages), 1))),
                 fusion=rng.choice(list(FUSIONS)),
-                token_stride=rng.choice((1, 8, 8, rng.randint(1, 32))),
+                token_stride=rng.choice((1, 4, 8, 8, 16, 32)),
             )
         case 'GLNet':
             kinds = (['glmix'], ['attention'], ['glmix', 'attention'])

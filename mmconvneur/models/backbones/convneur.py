@@ -16,7 +16,7 @@ from ..layers.block import FUSIONS, ConvNeurBlock, LocalBlock
 from ..layers.local_branch import LayerNorm2d, LocalBranch
 from ..layers.padding import Layers, Stage
 from ..mixers.build import build_mixer
-from .base import MIN_SIZE, StagedBackbone, drop_path_rates, per_stage
+from .base import StagedBackbone, drop_path_rates, per_stage
 
 # m1-m4: fitted to the parameters and FLOPs that the paper reports (its widths and depths are not
 # published). t, s, b, l, xl: ConvNeXt, section 3 of arXiv 2201.03545.
@@ -41,6 +41,8 @@ ARCH_TYPES = dict(
     kernel_size=int,
 )
 ARCH_DEFAULTS = dict(mlp_ratio=4, layer_scale=1.0, kernel_size=7)
+# They divide images that are padded to a multiple of 32: tokens lie the same in any batch.
+TOKEN_STRIDES = (1, 2, 4, 8, 16, 32)
 INIT_CFG = (
     dict(type='TruncNormal', layer=['Conv2d', 'Linear'], std=0.02, bias=0.0),
     dict(type='Constant', layer=['LayerNorm'], val=1.0, bias=0.0),
@@ -71,9 +73,9 @@ class ConvNeur(StagedBackbone):
         placement: ``'stage'``: the first block of every stage (the paper); ``'block'``: every
             block; or a sequence of stage indices whose first blocks have it.
         fusion: ``'gate'``, ``'add'`` or ``'concat'``.
-        token_stride: Side, in pixels of the image, of the tokens that a global branch gets, 1 to
-            32. With 8 the map of stride 4 is pooled by 2 x 2; maps of stride 8 and more, and with 1
-            all maps, are passed as they are.
+        token_stride: Side, in pixels of the image, of the tokens that a global branch gets: a power
+            of two up to 32. With 8 the map of stride 4 is pooled by 2 x 2; maps of stride 8 and
+            more, and with 1 all maps, are passed as they are.
         batch_invariant: Not only the global branches take nothing from an image's padding: local
             convolutions see zeros there in every layer. Then an image has the same maps alone,
             padded to a multiple of 32, and in any batch; they are zero on padding.
@@ -111,10 +113,11 @@ class ConvNeur(StagedBackbone):
         )
         self.frozen_trunk = frozen_trunk
         check_choice('fusion', fusion, FUSIONS)
-        if not isinstance(token_stride, int) or not 1 <= token_stride <= MIN_SIZE:
+        if token_stride not in TOKEN_STRIDES:
+            choices = ', '.join(map(str, TOKEN_STRIDES))
             raise UsageError(
-                f'token_stride={token_stride!r}: give pixels from 1 (every position) to '
-                f'{MIN_SIZE}, such as 8 or 16'
+                f'token_stride={token_stride!r}: choose one of {choices} pixels; with 1 every '
+                'position is a token'
             )
         mixers = per_stage('global_mixer', global_mixer, len(depths))
         with_cp = per_stage('with_cp', with_cp, len(depths))
