@@ -58,7 +58,7 @@ from mmconvneur.weights.reading import load_safely
 ROOT = Path(__file__).parent.parent
 CHANNELS, DEPTHS = (8, 12, 20, 28), (1, 1, 2, 1)
 ARCH = dict(channels=CHANNELS, depths=DEPTHS)
-JUNK = (None, -1, 0, 1, 2.5, 3, 1000, 'x', '', [], {}, [None], (1, 2, 3), dict(a=1), True)
+JUNK = (None, -1, 0, 1, 2.5, 3, 99, 'x', '', [], {}, [None], (1, 2, 3), dict(a=1), True)
 
 
 class Case(NamedTuple):

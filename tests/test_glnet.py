@@ -360,7 +360,10 @@ def test_what_does_not_fit_is_refused_in_one_line(make, problem):
     [
         (dict(arch='tiny'), "unknown arch 'tiny': choose one of stl, 4g, 9g, 16g"),
         (dict(arch=dict(PLAIN, mixers=[('glmix',)])), 'mixers for 1 stages and 4 depths'),
-        (dict(arch=dict(PLAIN, mixers=[('mha',)] * 4)), "mixer 'mha': choose one of glmix, atten"),
+        (
+            dict(arch=dict(PLAIN, mixers=[('mha',)] * 4)),
+            "entry of mixers 'mha': choose one of glmix, ",
+        ),
         (dict(arch=dict(PLAIN, mixers=['glmix'] * 4)), "kinds 'glmix' of a stage"),
         (dict(arch=dict(PLAIN, mixers=[()] * 4)), r'kinds \(\) of a stage'),
         (dict(arch=dict(PLAIN, head_dim=16)), 'head_dim=16 must divide the channels 8'),

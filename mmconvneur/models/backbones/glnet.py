@@ -152,7 +152,7 @@ class GLNet(StagedBackbone):
                     f"the kinds {kinds!r} of a stage in arch's mixers: give a sequence, ('glmix',)"
                 )
             for kind in kinds:
-                check_choice('mixer', kind, MIXINGS)
+                check_choice('entry of mixers', kind, MIXINGS)
         for dim in arch['channels']:
             if arch['head_dim'] < 1 or dim % arch['head_dim']:
                 raise UsageError(
