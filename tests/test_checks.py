@@ -84,6 +84,14 @@ def one(texts: list[str], *parts: str) -> None:
         assert part in texts[0], texts[0]
 
 
+def expect(found: tuple[list[str], list[str]], mistake: str | None, doubtful: str | None) -> None:
+    """The one mistake and the one doubt, or none."""
+    mistakes, doubts = found
+    one(mistakes, mistake) if mistake else None
+    one(doubts, doubtful) if doubtful else None
+    assert (len(mistakes), len(doubts)) == (bool(mistake), bool(doubtful)), found
+
+
 # ------------------------------------------------------------------------------------------ classes
 WRAPPERS = {
     None: lambda inner: inner,
@@ -307,10 +315,7 @@ def test_labels_are_the_numbers_of_the_classes(labels, mistake, doubtful, tmp_pa
     init_default_scope('mmdet')
     data = dict(type='BaseDetDataset', data_root=str(tmp_path), ann_file='own.json', pipeline=[])
     cfg = Config(dict(train_dataloader=dict(dataset=data)))
-    mistakes, doubts = said(classes.check_labels, run_of(cfg, 'train'))
-    one(mistakes, mistake) if mistake else None
-    one(doubts, doubtful) if doubtful else None
-    assert (len(mistakes), len(doubts)) == (bool(mistake), bool(doubtful))
+    expect(said(classes.check_labels, run_of(cfg, 'train')), mistake, doubtful)
 
 
 @pytest.mark.parametrize(('number', 'refused'), [(1, False), (8, False), (9, False), (19, True)])
@@ -589,10 +594,7 @@ def test_pipelines_give_what_models_need(name, steps, problem, sample):
     ],
 )
 def test_loops_samplers_workers_and_schedules(name, options, check, mistake, doubtful, sample):
-    mistakes, doubts = said(check, run_of(load(name, **options), 'train', 'val'))
-    one(mistakes, mistake) if mistake else None
-    one(doubts, doubtful) if doubtful else None
-    assert (len(mistakes), len(doubts)) == (bool(mistake), bool(doubtful)), (mistakes, doubts)
+    expect(said(check, run_of(load(name, **options), 'train', 'val')), mistake, doubtful)
 
 
 @pytest.mark.parametrize(
@@ -723,10 +725,7 @@ SLIDING = dict(mode='slide', crop_size=(96, 64), stride=(64, 48))
 def test_strides_and_windows_suit_the_maps(name, options, check, mistake, doubtful):
     run = Run(load(name, **options))
     run.model, _ = network.build_model(run.cfg)
-    mistakes, doubts = said(check, run)
-    one(mistakes, mistake) if mistake else None
-    one(doubts, doubtful) if doubtful else None
-    assert (len(mistakes), len(doubts)) == (bool(mistake), bool(doubtful)), (mistakes, doubts)
+    expect(said(check, run), mistake, doubtful)
 
 
 def test_what_only_training_gives_is_not_missed(sample):

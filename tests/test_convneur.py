@@ -435,6 +435,7 @@ def test_export_with_dynamic_height_and_width():
         ),
         (dict(token_stride=0), 'choose one of 1, 2, 4, 8, 16, 32 pixels; with 1 every position'),
         (dict(token_stride=28), 'token_stride=28: choose one of'),
+        (dict(token_stride=64), 'token_stride=64'),
         (dict(out_indices=(4,)), 'from -4 to 3'),
         (dict(out_indices=()), 'distinct stages'),
         (dict(out_indices=(3, -1)), 'distinct stages'),

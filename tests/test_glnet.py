@@ -362,7 +362,7 @@ def test_what_does_not_fit_is_refused_in_one_line(make, problem):
         (dict(arch=dict(PLAIN, mixers=[('glmix',)])), 'mixers for 1 stages and 4 depths'),
         (
             dict(arch=dict(PLAIN, mixers=[('mha',)] * 4)),
-            "entry of mixers 'mha': choose one of glmix, ",
+            "entry of mixers 'mha': choose one of glmix, attention",
         ),
         (dict(arch=dict(PLAIN, mixers=['glmix'] * 4)), "kinds 'glmix' of a stage"),
         (dict(arch=dict(PLAIN, mixers=[()] * 4)), r'kinds \(\) of a stage'),
