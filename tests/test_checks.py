@@ -39,6 +39,7 @@ from mmconvneur.checks.look import examine, look
 from mmconvneur.engine.guards import FiniteHook, ScheduleHook
 from mmconvneur.errors import UsageError, UsageErrors
 from mmconvneur.utils.arguments import config_parser, parse, usage_message
+from mmconvneur.utils.configs import load_config
 from mmconvneur.utils.files import write_atomically
 
 DETECTION, SEGMENTATION = 'mask_rcnn_convneur_m1_sample', 'upernet_convneur_m1_sample'
@@ -134,6 +135,12 @@ def test_classes_are_those_of_the_annotation_file(names, wrapper, mistake, is_do
         mistakes,
         doubts,
     )
+
+
+def test_a_string_in_place_of_the_classes_of_a_segmentor(sample):
+    cfg = load(SEGMENTATION, train_dataloader__dataset__metainfo__classes='coin')
+    mistakes, _ = said(classes.check_names, run_of(cfg, 'train'))
+    one(mistakes, "are the string 'coin'")
 
 
 def test_training_and_validation_mean_the_same_by_a_label(sample):
@@ -318,6 +325,27 @@ def test_labels_are_the_numbers_of_the_classes(labels, mistake, doubtful, tmp_pa
     expect(said(classes.check_labels, run_of(cfg, 'train')), mistake, doubtful)
 
 
+@pytest.mark.parametrize(
+    ('boxes', 'mistake', 'doubtful'),
+    [
+        (lambda x, y, w, h: [x, y, w, h], None, None),
+        (lambda x, y, w, h: [x / 96, y / 96, w / 96, h / 96], 'no object of', None),
+        (lambda x, y, w, h: [x + 48, y + 48, w + 48, h + 48], None, 'reach beyond their images'),
+        (None, None, None),  # images without annotations
+    ],
+)
+def test_boxes_lie_in_their_images(boxes, mistake, doubtful, sample):
+    file = sample / 'annotations' / 'instances_train.json'
+    content = json.loads(file.read_text())
+    if boxes is None:
+        content['annotations'].clear()
+    for box in content['annotations']:
+        box['bbox'] = boxes(*box['bbox'])
+    file.write_text(json.dumps(content))
+    cfg = load(DETECTION, train_dataloader__dataset__filter_cfg=None)
+    expect(said(classes.check_objects, run_of(cfg, 'train')), mistake, doubtful)
+
+
 @pytest.mark.parametrize(('number', 'refused'), [(1, False), (8, False), (9, False), (19, True)])
 def test_losses_have_a_weight_for_each_class(number, refused, sample):
     cfg = load(SEGMENTATION)
@@ -347,6 +375,8 @@ SPOIL = {
     'missing': (lambda path: path.unlink(), 'No such file'),
     'empty': (lambda path: path.write_bytes(b''), 'is empty (0 bytes)'),
     'cut off': (lambda path: path.write_bytes(path.read_bytes()[:-200]), 'is cut off'),
+    'a page': (lambda path: path.write_text('<!DOCTYPE html><html></html>'), 'is no picture'),
+    'a folder': (lambda path: path.unlink() or path.mkdir(), 'is a folder'),
 }
 
 
@@ -496,15 +526,27 @@ def test_pipelines_give_what_models_need(name, steps, problem, sample):
             *(DETECTION, dict(val_dataloader__batch_size=7, val_dataloader__drop_last=True)),
             *(training.check_loaders, 'leaves no batch of 7 of the 6 images', None),
         ),
-        (DETECTION, {}, training.check_schedule, None, None),
+        (DETECTION, dict(param_scheduler__0__end=20), training.check_schedule, None, None),
         (SEGMENTATION, {}, training.check_schedule, None, None),
         (
-            *(DETECTION, dict(train_cfg__max_epochs=12)),
+            *(DETECTION, dict(train_cfg__max_epochs=12, param_scheduler__0__end=20)),
             *(training.check_schedule, None, 'ends at epoch 6 (CosineAnnealingLR)'),
         ),
         (
             *(SEGMENTATION, dict(train_cfg__max_iters=600)),
             *(training.check_schedule, None, 'goes on to iteration 7200 (PolyLR)'),
+        ),
+        (
+            *(DETECTION, dict(param_scheduler__0__end=5000)),
+            *(training.check_schedule, None, 'LinearLR warms up until 5000'),
+        ),
+        (
+            *(DETECTION, dict(param_scheduler=[dict(type='MultiStepLR', milestones=[3, 8])])),
+            *(training.check_schedule, None, None),
+        ),
+        (
+            *(DETECTION, dict(param_scheduler=[dict(type='MultiStepLR', milestones=[8, 11])])),
+            *(training.check_schedule, None, 'milestones=[8, 11], all of them after the end'),
         ),
         (
             *(SEGMENTATION, dict(param_scheduler__1__by_epoch=True)),
@@ -591,6 +633,19 @@ def test_pipelines_give_what_models_need(name, steps, problem, sample):
             *(SEGMENTATION, dict(default_hooks__checkpoint__by_epoch=True)),
             *(training.check_saving, None, 'nothing is saved before the end'),
         ),
+        (
+            *(DETECTION, dict(default_hooks__checkpoint=dict(interval=100, save_last=False))),
+            *(training.check_saving, None, 'saves nothing (interval=100, save_last=False)'),
+        ),
+        (
+            *(DETECTION, dict(default_hooks__checkpoint=dict(interval=6, save_last=False))),
+            *(training.check_saving, None, None),
+        ),
+        (
+            *(DETECTION, dict(param_scheduler__1__T_maxx=5)),
+            *(training.check_kinds, 'has no option T_maxx; did you mean T_max?', None),
+        ),
+        (DETECTION, dict(param_scheduler__1__eta_min=1e-5), training.check_kinds, None, None),
     ],
 )
 def test_loops_samplers_workers_and_schedules(name, options, check, mistake, doubtful, sample):
@@ -630,6 +685,27 @@ def test_dicts_on_the_command_line(monkeypatch):
     for bad in ('dict(type=Pretrained)', 'dict(a=open(1))', "dict(a='"):
         with pytest.raises(UsageError, match='no Python value'):
             parsed(bad)
+
+
+def test_dicts_in_the_place_of_none(monkeypatch):
+    def merged(*options: str) -> Config:
+        monkeypatch.setattr(sys, 'argv', ['train.py', DETECTION, '--cfg-options', *options])
+        return load_config(parse(config_parser('')))
+
+    weights = dict(type='Pretrained', checkpoint='x.pth')
+    for options in (
+        ["model.backbone.init_cfg=dict(type='Pretrained', checkpoint='x.pth')"],
+        ["model.backbone.init_cfg=dict(_delete_=True, type='Pretrained', checkpoint='x.pth')"],
+        ["model.backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='x.pth'))"],
+        ['model.backbone.init_cfg.type=Pretrained', 'model.backbone.init_cfg.checkpoint=x.pth'],
+    ):
+        assert merged(*options).model.backbone.init_cfg == weights
+    neck = merged("model.neck.init_cfg=dict(_delete_=True, type='Xavier', layer='Conv2d')")
+    assert neck.model.neck.init_cfg == dict(type='Xavier', layer='Conv2d')
+    keys = merged("optim_wrapper.paramwise_cfg.custom_keys={'a.b': dict(lr_mult=0.5)}")
+    assert keys.optim_wrapper.paramwise_cfg.custom_keys == {'a.b': dict(lr_mult=0.5)}
+    step = "train_dataloader.dataset.pipeline.0.backend_args=dict(backend='local')"
+    assert merged(step).train_dataloader.dataset.pipeline[0].backend_args == dict(backend='local')
 
 
 def test_what_mmengine_cannot_build_is_named_with_its_options():
@@ -693,6 +769,12 @@ def test_images_and_their_meta_data_suit_the_model(name, change, problem, sample
     splits = ('val',) if 'val' in problem else ('train',)
     mistakes, _ = said(pictures.check_pipelines, run_of(cfg, *splits, model=True))
     one(mistakes, problem)
+
+
+def test_files_that_are_no_png_in_spite_of_their_name(sample):
+    for file, kind in ('images/train/000003.png', 'BMP'), ('semantic/train/000003.png', 'GIF'):
+        Image.open(sample / file).convert('L').save(sample / file, kind)
+        assert pictures.damage(str(sample / file)) is None
 
 
 SLIDING = dict(mode='slide', crop_size=(96, 64), stride=(64, 48))
@@ -819,6 +901,29 @@ def test_folders_that_cannot_be_written(tmp_path, monkeypatch):
     assert f'--out {tmp_path} cannot be written to: Read-only file system' in found.text
 
 
+def test_files_and_folders_that_the_config_names(sample, tmp_path):
+    (tmp_path / 'file').write_text('')
+    cfg = load(DETECTION)
+    cfg.default_hooks.checkpoint.out_dir = str(tmp_path / 'file')
+    cfg.val_evaluator.outfile_prefix = str(tmp_path / 'file' / 'boxes')
+    run = run_of(cfg, 'train', 'val')
+    mistakes, _ = said(folders.check_outputs, run)
+    assert [text.split()[0] for text in mistakes] == [
+        'default_hooks.checkpoint.out_dir',
+        'val_evaluator.outfile_prefix',
+    ]
+    cfg.default_hooks.checkpoint.out_dir = 's3://bucket/checkpoints'
+    cfg.val_evaluator.outfile_prefix = str(tmp_path / 'boxes')
+    assert said(folders.check_outputs, run) == ([], [])
+
+
+def test_a_work_folder_with_checkpoints_of_another_run(tmp_path):
+    assert not list(folders.check_unused(tmp_path / 'new'))
+    (tmp_path / 'epoch_1.pth').write_bytes(b'')
+    (found,) = folders.check_unused(tmp_path)
+    assert found.is_doubt and 'add --resume' in found.text
+
+
 def test_a_full_disk(tmp_path, monkeypatch):
     run = Run(load(DETECTION), model=torch.nn.Linear(1000, 1000))
     assert not list(folders.check_room(run, tmp_path / 'new'))
@@ -909,12 +1014,14 @@ def test_the_schedule_of_a_checkpoint_that_is_resumed():
 
 # ------------------------------------------------------------------------------------ all together
 def arguments(name: str, **options: object) -> argparse.Namespace:
-    return argparse.Namespace(config=str(CONFIGS / f'{name}.py'), cfg_options=options)
+    file = str(CONFIGS / f'{name}.py')
+    return argparse.Namespace(config=file, cfg_options=options, resume=None)
 
 
 @pytest.mark.parametrize('name', [DETECTION, SEGMENTATION])
 def test_the_shipped_configs_pass(name, sample):
-    run, findings = examine(load(name), arguments(name), 'train', 'val', 'test')
+    cfg = load(name, param_scheduler__0__end=20)  # a warm-up for so few images
+    run, findings = examine(cfg, arguments(name), 'train', 'val', 'test')
     assert not findings
     assert run.input_shape == (3, 96, 96)
     assert all(split.dataset is not None for split in run.splits)

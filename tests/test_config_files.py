@@ -5,7 +5,9 @@ from __future__ import annotations
 import runpy
 import sys
 from argparse import Namespace
+from pathlib import Path
 
+import mmseg
 import pytest
 from mmengine.config import Config
 from steps import CONFIGS
@@ -116,6 +118,15 @@ def test_a_base_of_ours_from_any_folder(tmp_path):
     assert Config.fromfile(tmp_path / 'other.py').model == model
     with pytest.raises(UsageError, match=f'config no.py does not exist: .*{DETECTION}'):
         load(tmp_path / 'mine.py', text.format('no.py'))
+
+
+def test_a_base_of_mmseg_whatever_its_package_is_called(tmp_path):
+    name = '_base_/models/upernet_r50.py'
+    cfg = load(tmp_path / 'mine.py', f"_base_ = 'mmseg::{name}'\ndefault_scope = 'mmseg'\n")
+    stock = Config.fromfile(Path(mmseg.__file__).parent / '.mim/configs' / name).model
+    assert cfg.model.type == stock.type and cfg.model.decode_head.channels == 512
+    with pytest.raises(UsageError, match=r'mine\.py cannot be read'):
+        load(tmp_path / 'mine.py', "_base_ = 'mmseg::no.py'")
 
 
 def test_pure_python_configs_are_checked_as_others(tmp_path):

@@ -91,6 +91,14 @@ def test_parts_that_fit_are_accepted(family, part, options):
             *('mmdet', dict(neck=dict(num_outs=5))),
             ['rpn_head has anchors or points of 4 levels (strides), but the neck gives 5 maps'],
         ),
+        (
+            *('mmdet', dict(roi_head=dict(bbox_head=dict(in_channels=31)))),
+            ['roi_head.bbox_head.in_channels=31'],
+        ),
+        (
+            *('mmdet', dict(roi_head=dict(mask_head=dict(in_channels=31)))),
+            ['roi_head.mask_head.in_channels=31'],
+        ),
         ('mmseg', dict(auxiliary_head=dict(in_channels=23)), ['auxiliary_head.in_channels=23']),
         (
             'mmseg',
@@ -109,7 +117,7 @@ def test_parts_that_fit_are_accepted(family, part, options):
             ['decode_head.in_channels=31', 'auxiliary_head.in_channels=23'],
         ),
     ],
-    ids=['neck', 'number', 'rpn', 'levels', 'auxiliary', 'stages', 'both'],
+    ids=['neck', 'number', 'rpn', 'levels', 'boxes', 'masks', 'auxiliary', 'stages', 'both'],
 )  # fmt: skip
 def test_parts_that_do_not_fit_are_all_named(family, options, parts):
     cfg = tiny(family)
@@ -211,7 +219,8 @@ def test_flips_reach_wrapped_data(wrap):
 def test_trains_with_a_hook_off_and_keys_of_the_runner(sample_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(sample_dir)
     argv = ['train.py', SEGMENTATION, '--work-dir', tmp_path / 'a b', '--cfg-options']
-    argv += ['default_hooks.checkpoint=None', 'find_unused_parameters=True', 'sync_bn=torch']
+    argv += ['default_hooks.checkpoint=None', 'default_hooks.visualization=None']
+    argv += ['find_unused_parameters=True', 'sync_bn=torch']
     argv += ['activation_checkpointing=[decode_head]', 'train_cfg.max_iters=1', 'val_cfg=None']
     argv += ['val_dataloader=None', 'val_evaluator=None', 'param_scheduler=None']
     argv += ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']

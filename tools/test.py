@@ -53,12 +53,12 @@ def main() -> None:
         cfg,
         args,
         'test',
-        folders={
+        to_folders={
             '--work-dir': cfg.work_dir,
             '--show-dir': args.show_dir,
             '--out': None if is_file else args.out,
         },
-        files={'--out': args.out if is_file else None},
+        to_files={'--out': args.out if is_file else None},
     )
     hooks = [LoadReportHook(complete=True), ProgressBarHook()]
     if args.show_dir:

@@ -45,7 +45,7 @@ def main() -> None:
     args = parse(parser)
     cfg = load_config(args)
     set_work_dir(cfg, args)
-    run = look(cfg, args, 'train', 'val', folders={'--work-dir': cfg.work_dir})
+    run = look(cfg, args, 'train', 'val', to_folders={'--work-dir': cfg.work_dir})
     if args.amp:
         use_amp(cfg)
     if args.auto_scale_lr:

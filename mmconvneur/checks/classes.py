@@ -13,7 +13,7 @@ from typing import Any
 from mmengine.registry import METRICS
 from torch import nn
 
-from ..utils.configs import evaluator_options, is_called, metrics, resolve, scope_of
+from ..utils.configs import datasets, evaluator_options, is_called, metrics, resolve, scope_of
 from .annotations import read
 from .data import Run, Split, class_names, infos, labels_of, leaves, number_of_images
 from .findings import Finding, doubt, some, wrong
@@ -22,18 +22,20 @@ from .findings import Finding, doubt, some, wrong
 def check_names(run: Run) -> Iterator[Finding]:
     """Every label is called as in the annotation file, of COCO's style, or as its folder."""
     for split in run.splits:
-        for leaf in split.leaves:
-            classes = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+        for cfg in datasets(split.loader):
+            classes = (cfg.get('metainfo') or {}).get('classes')
             if isinstance(classes, str):
                 yield wrong(
                     f'the classes of the {split.name} data are the string {classes!r}: for one '
                     f'class write classes=({classes!r},), with a comma'
                 )
-                continue
-            if classes is not None and not isinstance(classes, (list, tuple)):
+            elif classes is not None and not isinstance(classes, (list, tuple)):
                 yield wrong(
                     f'the classes of the {split.name} data are {classes!r}: give a tuple of names'
                 )
+        for leaf in split.leaves:
+            classes = (getattr(leaf, 'metainfo', None) or {}).get('classes')
+            if classes is not None and not isinstance(classes, (list, tuple)):
                 continue
             if twice := [name for name, n in Counter(map(str, classes or ())).items() if n > 1]:
                 yield wrong(
@@ -133,6 +135,26 @@ def check_labels(run: Run) -> Iterator[Finding]:
                 yield doubt(
                     f'nothing in {file} is of the {split.name} classes {some(unseen)}: are they '
                     'spelt as in the annotations?'
+                )
+
+
+def check_objects(run: Run) -> Iterator[Finding]:
+    """Data sets of COCO's kind keep objects, and their boxes lie in the images."""
+    for split in run.splits:
+        for leaf, looked_at in split.looked_at:
+            if not looked_at or not hasattr(leaf, 'cat_ids') or not leaf.cat_ids:
+                continue
+            boxes = [(i, o['bbox']) for i in looked_at for o in i['instances'] if 'bbox' in o]
+            if not boxes and '"bbox"' in Path(leaf.ann_file).read_text():
+                yield wrong(
+                    f'no object of {leaf.ann_file} is left in the {split.name} data: write boxes '
+                    'as x, y, width, height in pixels, of one pixel at least'
+                )
+            beyond = sum(b[2] > i['width'] + 1 or b[3] > i['height'] + 1 for i, b in boxes)
+            if beyond > 0.3 * len(boxes):
+                yield doubt(
+                    f'{beyond} of {len(boxes)} boxes of {leaf.ann_file} reach beyond their images: '
+                    'write x, y, width, height and not two corners'
                 )
 
 

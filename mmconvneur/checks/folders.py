@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import UsageError
+from ..utils.configs import metrics
 from .data import Run
 from .findings import Finding, doubt, wrong
 
@@ -38,6 +39,30 @@ def check_file(what: str, path: str | Path) -> Iterator[Finding]:
         yield wrong(f'{what} {path} is a folder: give the name of a file')
     else:
         yield from check_folder(what, path.parent)
+
+
+def check_outputs(run: Run) -> Iterator[Finding]:
+    """What the config names can be written: folders of checkpoints, files of metrics."""
+    named = []
+    if run.train:
+        hook = (run.cfg.get('default_hooks') or {}).get('checkpoint') or {}
+        named.append(('default_hooks.checkpoint.out_dir', check_folder, hook.get('out_dir')))
+    for split in run.splits:
+        for metric in metrics(run.cfg, split.name):
+            for option, check in {'outfile_prefix': check_file, 'output_dir': check_folder}.items():
+                named.append((f'{split.name}_evaluator.{option}', check, metric.get(option)))
+    for what, check, path in named:
+        if path and '://' not in path:
+            yield from check(what, path)
+
+
+def check_unused(folder: str | Path) -> Iterator[Finding]:
+    """The work folder of a run from the beginning holds no checkpoints of another one."""
+    if any(Path(folder).expanduser().glob('*.pth')):
+        yield doubt(
+            f'{folder} holds checkpoints of an earlier training, which this one will overwrite: '
+            'choose another --work-dir, or add --resume to continue that one'
+        )
 
 
 def check_room(run: Run, folder: str | Path) -> Iterator[Finding]:

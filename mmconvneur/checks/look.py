@@ -15,10 +15,9 @@ from mmengine.runner import Runner
 
 from ..errors import UsageErrors
 from ..utils.configs import find_config, missing_data
-from . import classes, network, pictures, training
+from . import classes, folders, network, pictures, training
 from .data import Run, open_split
 from .findings import Finding, doubt, wrong
-from .folders import check_file, check_folder, check_room, hold
 
 CHECKS: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     training.check_variables,
@@ -32,6 +31,7 @@ CHECKS: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     training.check_best,
     classes.check_names,
     classes.check_labels,
+    classes.check_objects,
     pictures.check_empty,
     classes.check_same_classes,
     classes.check_heads,
@@ -42,6 +42,7 @@ CHECKS: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     pictures.check_masks,
     pictures.check_label_maps,
     classes.check_evaluator,
+    folders.check_outputs,
 )
 
 
@@ -49,17 +50,17 @@ def look(
     cfg: Config,
     args: argparse.Namespace,
     *splits: str,
-    folders: Mapping[str, str | Path | None] = MappingProxyType({}),
-    files: Mapping[str, str | Path | None] = MappingProxyType({}),
+    to_folders: Mapping[str, str | Path | None] = MappingProxyType({}),
+    to_files: Mapping[str, str | Path | None] = MappingProxyType({}),
 ) -> Run:
     """Check a run before it starts, print what is doubtful, and keep its work folder to it.
 
     Args:
         cfg: As the tools complete it, with ``work_dir``.
-        args: Of the tool; ``config`` and ``cfg_options`` are read.
+        args: Of the tool; ``config`` and ``cfg_options`` are read, and of training ``resume``.
         splits: Whose data the run reads, of ``train``, ``val``, ``test``; the first has to exist.
-        folders: Option -> a folder that will be written to.
-        files: Option -> a file that will be written.
+        to_folders: Option -> a folder that will be written to.
+        to_files: Option -> a file that will be written.
 
     Raises:
         UsageErrors: With all that is wrong.
@@ -68,12 +69,14 @@ def look(
     needed = training.parts_of(splits[0])
     if all(cfg.get(part) is None for part in needed):
         findings.append(wrong(f'the config has no {", ".join(needed[:2])} and {needed[2]}'))
-    for option, folder in folders.items():
-        findings += check_folder(option, folder) if folder else ()
-    for option, file in files.items():
-        findings += check_file(option, file) if file else ()
+    for option, folder in to_folders.items():
+        findings += folders.check_folder(option, folder) if folder else ()
+    for option, file in to_files.items():
+        findings += folders.check_file(option, file) if file else ()
     if 'train' in splits:
-        findings += check_room(run, cfg.work_dir)
+        findings += folders.check_room(run, cfg.work_dir)
+        if not (args.resume or cfg.get('resume')):
+            findings += folders.check_unused(cfg.work_dir)
     doubts, mistakes = sort(findings)
     if mistakes and not is_first_process():
         sys.exit(1)  # the first one says why
@@ -82,7 +85,7 @@ def look(
     if mistakes:
         raise UsageErrors(mistakes)
     if 'train' in splits and is_first_process():
-        hold(cfg.work_dir)
+        folders.hold(cfg.work_dir)
     return run
 
 

@@ -74,7 +74,7 @@ def check_files(run: Run) -> Iterator[Finding]:
                     named = [path for path in paths if bad.get(path) == why]
                     what = 'image' if key == 'img_path' else 'label map'
                     # OpenCV reads some: cameras append data, and old versions fill up a JPEG.
-                    filled = key == 'img_path' and why == CUT_OFF and all(map(loads_cut_off, named))
+                    filled = key == 'img_path' and why == CUT_OFF and all(map(decodes, named))
                     yield (doubt if filled else wrong)(
                         f'{named[0]}, {what} of the {split.name} data, {why}'
                         + f', with {len(named) - 1} more of {len(paths)}' * (len(named) > 1)
@@ -117,9 +117,11 @@ def check_sizes(split: Split, looked_at: list[dict]) -> Iterator[Finding]:
 
 
 def damage(path: str | None) -> str | None:
-    """What is wrong with a local picture: it is missing, empty or cut off."""
-    if path is None or '://' in path or os.path.isdir(path):
+    """What is wrong with a local picture: it is missing, empty, cut off or something else."""
+    if path is None or '://' in path:
         return None
+    if os.path.isdir(path):  # of some data sets, all pictures of a video
+        return 'is a folder' if is_picture_name(path) else None
     try:
         with open(path, 'rb') as file:
             start = file.read(2)
@@ -130,10 +132,17 @@ def damage(path: str | None) -> str | None:
         return f'cannot be read ({error.strerror})'
     if not length:
         return 'is empty (0 bytes)'
-    return CUT_OFF if ENDS.get(start, b'') not in rest else None
+    if start not in ENDS:
+        strange = is_picture_name(path) and not decodes(path) and not picture_size(path)
+        return 'is no picture' if strange else None
+    return None if ENDS[start] in rest else CUT_OFF
 
 
-def loads_cut_off(path: str) -> bool:
+def is_picture_name(path: str) -> bool:
+    return Path(path).suffix.lower() in ('.jpg', '.jpeg', '.png')
+
+
+def decodes(path: str) -> bool:
     try:
         return mmcv.imfrombytes(Path(path).read_bytes()) is not None
     except cv2.error:

@@ -108,12 +108,24 @@ def check_kinds(run: Run) -> Iterator[Finding]:
             )
             continue
         given = part.keys() - {'type', '_scope_'} - OF_THE_RUNNER
-        options = inspect.signature(kind).parameters  # type: ignore[arg-type]
+        options = options_of(kind)
         unknown = sorted(given - options.keys())
         if unknown and not any(p.kind is p.VAR_KEYWORD for p in options.values()):
             near = difflib.get_close_matches(unknown[0], options, n=1)
             cure = f'did you mean {near[0]}?' if near else f'it has {some(options, 20)}'
             yield wrong(f'{place}: {type_name(part)} has no option {some(unknown)}; {cure}')
+
+
+def options_of(kind: Any) -> dict[str, inspect.Parameter]:
+    """What a class or function takes; MMEngine's schedulers hand ``**kwargs`` to their bases."""
+    options: dict[str, inspect.Parameter] = {}
+    of_mmengine = kind.__module__.startswith('mmengine.optim.scheduler')
+    for base in kind.__mro__[:-1] if of_mmengine else [kind]:
+        taken = inspect.signature(base).parameters
+        options = {**taken, **options}
+        if not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+            return {n: p for n, p in options.items() if p.kind is not p.VAR_KEYWORD}
+    return options
 
 
 def built_parts(run: Run) -> Iterator[tuple[str, Registry, dict]]:
@@ -250,42 +262,62 @@ def is_endless(sampler: Any, scope: str) -> bool:
 
 def check_schedule(run: Run) -> Iterator[Finding]:
     """The learning rate's schedule is as long as the training."""
-    train = run.train
     loop = run.cfg.get('train_cfg') or {}
     unit = 'epoch' if run.by_epoch else 'iteration'
     total = loop.get('max_epochs') if run.by_epoch else loop.get('max_iters')
-    schedulers = [s for s in as_list(run.cfg.get('param_scheduler')) if not is_warmup(s)]
-    if train is None or not total or not schedulers:
+    if run.train is None or not total:
         return
-    ends = []
-    for scheduler in schedulers:
-        if scheduler.get('by_epoch', True) and unit == 'iteration':
+    limit = f'train_cfg.max_{unit}s={total}'.replace('iteration', 'iter')
+    ends: dict[float, str] = {}
+    for scheduler in as_list(run.cfg.get('param_scheduler')):
+        name = type_name(scheduler)
+        if scheduler.get('by_epoch', True) and not run.by_epoch:
             yield doubt(
-                f'{type_name(scheduler)} steps once an epoch (by_epoch=True), but train_cfg counts '
-                'iterations, so that it never steps: set by_epoch=False'
+                f'{name} steps once an epoch (by_epoch=True), but train_cfg counts iterations, so '
+                'that it never steps: set by_epoch=False'
             )
             return
-        end = last_step(scheduler)
-        if end is None:
+        step = step_of(run, scheduler)
+        if step is None:
             return
-        if not scheduler.get('by_epoch', True) and unit == 'epoch':
-            if train.dataset is None or not train.loader.get('batch_size'):
-                return
-            end /= max(1, len(train.dataset) // (train.loader.batch_size * processes()))
-        ends.append(end)
-    end, limit = max(ends), f'train_cfg.max_{"epochs" if run.by_epoch else "iters"}={total}'
-    last = type_name(schedulers[ends.index(end)])
+        milestones, end = scheduler.get('milestones') or (), last_step(scheduler)
+        if milestones and step * min(milestones) >= total:
+            yield doubt(
+                f'{name} has milestones={list(milestones)}, all of them after the end ({limit}), '
+                'so that the learning rate never falls: set earlier ones'
+            )
+        if is_warmup(scheduler):
+            if end is not None and step * end > total:
+                yield doubt(
+                    f'{name} warms up until {end}, which is after the end of the training '
+                    f'({limit}), so that the learning rate is never reached: set end of it'
+                )
+        elif end is None:
+            return
+        else:
+            ends[step * end] = name
+    end = max(ends, default=total)
     if end < 0.99 * total:
         yield doubt(
-            f'the schedule of the learning rate ends at {unit} {end:g} ({last}), and {limit} goes '
-            'on at its last rate: set end, T_max and milestones of param_scheduler for the whole '
-            'training'
+            f'the schedule of the learning rate ends at {unit} {end:g} ({ends[end]}), and {limit} '
+            'goes on at its last rate: set end, T_max and milestones of param_scheduler for the '
+            'whole training'
         )
     elif end > 1.01 * total + 1:
         yield doubt(
-            f'the schedule of the learning rate goes on to {unit} {end:g} ({last}), but {limit} '
-            'stops before: set end, T_max and milestones of param_scheduler to the same'
+            f'the schedule of the learning rate goes on to {unit} {end:g} ({ends[end]}), but '
+            f'{limit} stops before: set end, T_max and milestones of param_scheduler to the same'
         )
+
+
+def step_of(run: Run, scheduler: ConfigDict) -> float | None:
+    """A step of a schedule in the unit of the loop; ``None`` where the data does not tell."""
+    if scheduler.get('by_epoch', True) or not run.by_epoch:
+        return 1
+    train = run.train
+    if train is None or train.dataset is None or not train.loader.get('batch_size'):
+        return None
+    return 1 / max(1, len(train.dataset) // (train.loader.batch_size * processes()))
 
 
 WARMUPS = ('LinearLR', 'LinearParamScheduler', 'QuadraticWarmupLR')
@@ -305,14 +337,23 @@ def last_step(scheduler: ConfigDict) -> int | None:
 
 
 def check_saving(run: Run) -> Iterator[Finding]:
-    """Checkpoints are counted in the unit of the loop."""
+    """Checkpoints are counted in the unit of the loop, and there is one at least."""
     hook = (run.cfg.get('default_hooks') or {}).get('checkpoint')
     loop = run.cfg.get('train_cfg') or {}
-    by_iteration = loop.get('max_iters') and not run.by_epoch
-    if run.train and by_iteration and hook and hook.get('by_epoch', True):
+    if not run.train or not hook:
+        return
+    by_epoch = hook.get('by_epoch', True)
+    if by_epoch and loop.get('max_iters') and not run.by_epoch:
         yield doubt(
             'default_hooks.checkpoint counts epochs (by_epoch=True) and train_cfg iterations, so '
             'that nothing is saved before the end: set by_epoch=False and interval'
+        )
+    every, total = hook.get('interval', -1), loop.get('max_epochs' if by_epoch else 'max_iters')
+    at_times = every > 0 and (total is None or every <= total)
+    if not at_times and not hook.get('save_last', True) and not hook.get('save_best'):
+        yield doubt(
+            f'default_hooks.checkpoint saves nothing (interval={every}, save_last=False): set a '
+            'shorter interval, or save_last=True'
         )
 
 

@@ -56,14 +56,22 @@ def find_base(name: str, config: str) -> tuple[str, str | None]:
     """Path and scope of an entry of ``_base_``: also of ours, ``mmconvneur::NAME.py``.
 
     MMEngine has a table of packages that may stand before ``::``, and wants a folder after it.
+    Its table knows mmseg by the name of OpenMMLab's release alone.
 
     Raises:
         UsageError: If there is no such config of ours.
     """
-    package, separator, ours = name.partition('::')
+    package, separator, rest = name.partition('::')
     if separator and package == 'mmconvneur':
-        return str(shipped_config(ours)), None
-    return _base_of_mmengine(name, config)
+        return str(shipped_config(rest)), None
+    try:
+        return _base_of_mmengine(name, config)
+    except ModuleNotFoundError:  # OneDL's mmseg comes from a package of another name
+        spec = find_spec(package)
+        path = Path(spec.origin).parent / '.mim/configs' / rest if spec and spec.origin else None
+        if path is None or not path.is_file():
+            raise
+        return str(path), package
 
 
 Config._get_cfg_path = staticmethod(find_base)
@@ -84,6 +92,10 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg = Config.fromfile(path)
         cfg = Config(cfg.to_dict(), cfg.text, cfg.filename, cfg.env_variables)
         check_options(cfg, args.cfg_options)
+        for option, value in args.cfg_options.items():
+            for key in reversed(option.split('.')):
+                value = {key: value}
+            make_room(cfg, value)
         cfg.merge_from_dict(args.cfg_options)
     except UsageError:
         raise
@@ -114,6 +126,22 @@ def check_options(cfg: Config, options: dict) -> None:
             near = difflib.get_close_matches(first, known, n=1)
             cure = f'did you mean {near[0]}?' if near else f'choose one of {", ".join(sorted(cfg))}'
             raise UsageError(f'--cfg-options {option}: the config has no {first}; {cure}')
+
+
+def make_room(part: object, given: dict) -> None:
+    """Put an empty dict where ``given`` has a dict and a config ``None`` or nothing.
+
+    MMEngine refuses to merge a dict with ``None``, and keeps a ``_delete_`` that deletes nothing.
+    """
+    for key, value in given.items():
+        if not isinstance(value, dict):
+            continue
+        if isinstance(part, (dict, Config)):
+            if part.get(key) is None:
+                part[key] = ConfigDict()
+            make_room(part[key], value)
+        elif isinstance(part, list) and key.isdigit() and int(key) < len(part):
+            make_room(part[int(key)], value)
 
 
 def check_pretrained(cfg: Config) -> None:

@@ -22,6 +22,9 @@ from .configs import resolve, scope_of
 # A line for each parameter with options of its own, and what upstream means to change some day.
 FOR_THE_FILE = re.compile(r'paramwise_options -- |will be deprecated in future')
 
+# The hooks that None switches off in MMEngine, which refuses it for others.
+OF_MMENGINE = 'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint'
+
 
 def set_work_dir(cfg: Config, args: argparse.Namespace) -> None:
     """The work folder: from the command line, else from the config, else named after it."""
@@ -45,6 +48,11 @@ def build_runner(cfg: Config, args: argparse.Namespace, hooks: list[Hook]) -> Ru
         kind = resolve(MODEL_WRAPPERS, wrapper.get('type', DDP.__name__), scope_of(cfg))
         if kind is DDP:
             cfg.model_wrapper_cfg = dict(wrapper, type=CPUDistributedDataParallel.__name__)
+    cfg.default_hooks = {
+        name: hook
+        for name, hook in (cfg.get('default_hooks') or {}).items()
+        if hook is not None or name in OF_MMENGINE
+    }
     runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     quieten(runner.logger)
     for hook in hooks:

@@ -66,6 +66,27 @@ def _problems(model: Any, backbone: StagedBackbone) -> Iterator[str]:
                     f'model.{name} has anchors or points of {levels} levels (strides), but the '
                     f'{giver} gives {len(maps)} maps: change one of them'
                 )
+    for head, region in _heads_of_regions(getattr(model, 'roi_head', None), maps):
+        try:
+            head(region)
+        except Exception as error:
+            if problem := width_problem(error, model):
+                shape = list(region.shape[1:])
+                yield f'{problem}, but regions of the {giver} are {shape}: change one of them'
+
+
+def _heads_of_regions(roi_head: Any, maps: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
+    """The heads of regions, each with a region as the extractor cuts it out of a map."""
+    for kind in ('bbox', 'mask'):
+        extractors, heads = (
+            part if isinstance(part, nn.ModuleList) else [part] * (part is not None)
+            for part in (getattr(roi_head, f'{kind}_{x}', None) for x in ('roi_extractor', 'head'))
+        )
+        for extractor, head in zip(extractors, heads, strict=False):
+            # Others put maps together, and a shared head changes their width.
+            if type(extractor).__name__ == 'SingleRoIExtractor' and not roi_head.with_shared_head:
+                size = extractor.roi_layers[0].output_size
+                yield head, maps[0].new_zeros(1, maps[0].size(1), *size)
 
 
 def width_problem(error: BaseException, root: nn.Module | None = None) -> str | None:
