@@ -43,17 +43,19 @@ def check_file(what: str, path: str | Path) -> Iterator[Finding]:
 
 def check_outputs(run: Run) -> Iterator[Finding]:
     """What the config names can be written: folders of checkpoints, files of metrics."""
-    named = []
+    given = []
     if run.train:
         hook = (run.cfg.get('default_hooks') or {}).get('checkpoint') or {}
-        named.append(('default_hooks.checkpoint.out_dir', check_folder, hook.get('out_dir')))
+        given.append(('default_hooks.checkpoint', 'out_dir', hook))
     for split in run.splits:
         for metric in metrics(run.cfg, split.name):
-            for option, check in {'outfile_prefix': check_file, 'output_dir': check_folder}.items():
-                named.append((f'{split.name}_evaluator.{option}', check, metric.get(option)))
-    for what, check, path in named:
+            for option in ('output_dir', 'outfile_prefix'):
+                given.append((f'{split.name}_evaluator', option, metric))
+    for place, option, part in given:
+        path = part.get(option)
         if path and '://' not in path:
-            yield from check(what, path)
+            check = check_file if option == 'outfile_prefix' else check_folder
+            yield from check(f'{place}.{option}', path)
 
 
 def check_unused(folder: str | Path) -> Iterator[Finding]:

@@ -262,12 +262,11 @@ def is_endless(sampler: Any, scope: str) -> bool:
 
 def check_schedule(run: Run) -> Iterator[Finding]:
     """The learning rate's schedule is as long as the training."""
-    loop = run.cfg.get('train_cfg') or {}
-    unit = 'epoch' if run.by_epoch else 'iteration'
-    total = loop.get('max_epochs') if run.by_epoch else loop.get('max_iters')
+    unit, option = ('epoch', 'max_epochs') if run.by_epoch else ('iteration', 'max_iters')
+    total = (run.cfg.get('train_cfg') or {}).get(option)
     if run.train is None or not total:
         return
-    limit = f'train_cfg.max_{unit}s={total}'.replace('iteration', 'iter')
+    limit = f'train_cfg.{option}={total}'
     ends: dict[float, str] = {}
     for scheduler in as_list(run.cfg.get('param_scheduler')):
         name = type_name(scheduler)
@@ -296,16 +295,16 @@ def check_schedule(run: Run) -> Iterator[Finding]:
             return
         else:
             ends[step * end] = name
-    end = max(ends, default=total)
-    if end < 0.99 * total:
+    latest = max(ends, default=total)
+    if latest < 0.99 * total:
         yield doubt(
-            f'the schedule of the learning rate ends at {unit} {end:g} ({ends[end]}), and {limit} '
-            'goes on at its last rate: set end, T_max and milestones of param_scheduler for the '
-            'whole training'
+            f'the schedule of the learning rate ends at {unit} {latest:g} ({ends[latest]}), and '
+            f'{limit} goes on at its last rate: set end, T_max and milestones of param_scheduler '
+            'for the whole training'
         )
-    elif end > 1.01 * total + 1:
+    elif latest > 1.01 * total + 1:
         yield doubt(
-            f'the schedule of the learning rate goes on to {unit} {end:g} ({ends[end]}), but '
+            f'the schedule of the learning rate goes on to {unit} {latest:g} ({ends[latest]}), but '
             f'{limit} stops before: set end, T_max and milestones of param_scheduler to the same'
         )
 

@@ -77,16 +77,16 @@ def _problems(model: Any, backbone: StagedBackbone) -> Iterator[str]:
 
 def _heads_of_regions(roi_head: Any, maps: Sequence[Tensor]) -> Iterator[tuple[nn.Module, Tensor]]:
     """The heads of regions, each with a region as the extractor cuts it out of a map."""
+    if roi_head is None or roi_head.with_shared_head:  # which changes the width
+        return
     for kind in ('bbox', 'mask'):
-        extractors, heads = (
-            part if isinstance(part, nn.ModuleList) else [part] * (part is not None)
-            for part in (getattr(roi_head, f'{kind}_{x}', None) for x in ('roi_extractor', 'head'))
-        )
-        for extractor, head in zip(extractors, heads, strict=False):
-            # Others put maps together, and a shared head changes their width.
-            if type(extractor).__name__ == 'SingleRoIExtractor' and not roi_head.with_shared_head:
+        cut: Any = getattr(roi_head, f'{kind}_roi_extractor', None)
+        head: Any = getattr(roi_head, f'{kind}_head', None)
+        several = isinstance(head, nn.ModuleList)
+        for extractor, one in zip(cut, head, strict=False) if several else [(cut, head)]:
+            if type(extractor).__name__ == 'SingleRoIExtractor':  # others put maps together
                 size = extractor.roi_layers[0].output_size
-                yield head, maps[0].new_zeros(1, maps[0].size(1), *size)
+                yield one, maps[0].new_zeros(1, maps[0].size(1), *size)
 
 
 def width_problem(error: BaseException, root: nn.Module | None = None) -> str | None:
