@@ -28,7 +28,11 @@ SHIPPED = sorted(
 )
 RESNETS = ['mask_rcnn_spatial_bias_r50_coco', 'upernet_spatial_bias_r50_ade20k']
 # Another backbone, to compare with.
-BASELINES = ['mask_rcnn_r18_sample', 'mask_rcnn_r18_cue', 'mask_rcnn_pvtv2_b0_cue', *RESNETS]
+BASELINES = [
+    'mask_rcnn_r18_sample',
+    *(f'{task}_{name}_cue' for task in ('mask_rcnn', 'segformer') for name in ('r18', 'pvtv2_b0')),
+    *RESNETS,
+]
 FULL_NAMES = dict(t='tiny', s='small', b='base', l='large')
 DINOV3 = {
     f'{name}_{size}_dinov3_{data}': size

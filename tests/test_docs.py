@@ -175,6 +175,29 @@ def test_scores_of_the_tasks_agree(task):
         assert seeds.split(', ') == [run[best], *run[4:6]]
 
 
+def test_results_of_the_detectors_of_cue_agree():
+    """With the headers of their configs and with the README."""
+    page = (ROOT / 'docs' / 'global_context.md').read_text()
+    section = rows('', page.split('\n## cue in a detector\n')[1].split('\n## ')[0])
+    shown = {backbone.removesuffix(' (mmdet)'): figures for backbone, *figures in section[2:]}
+    for backbone, name in (
+        ('ConvNeur-M1', 'convneur_m1'),
+        ('ResNet-18', 'r18'),
+        ('PVTv2-B0', 'pvtv2_b0'),
+    ):
+        with_and_without = [backbone, f'{backbone} without the memory']
+        cells = [shown[row] for row in with_and_without if row in shown]
+        for task, columns in (('segformer', slice(1)), ('mask_rcnn', slice(1, 3))):
+            header = (ROOT / f'configs/{task}_{name}_cue.py').read_text().split('_base_')[0]
+            figures = re.findall(r'([\d.]+) (?:box AP|mask AP|mIoU)', header)
+            assert figures == [figure for row in cells for figure in row[columns]], name
+    counts = [shown[row][-1] for row in ('ConvNeur-M1', 'ConvNeur-M1 without the memory')]
+    text = ' '.join((ROOT / 'README.md').read_text().split())
+    assert (
+        '{} of 588 objects the right class with the memory, and {} without'.format(*counts) in text
+    )
+
+
 def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
     """Three words in a row of every error stand in the code."""
     code = '\n'.join(
