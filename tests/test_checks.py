@@ -329,7 +329,7 @@ def test_labels_are_the_numbers_of_the_classes(labels, mistake, doubtful, tmp_pa
     ('boxes', 'mistake', 'doubtful'),
     [
         (lambda x, y, w, h: [x, y, w, h], None, None),
-        (lambda x, y, w, h: [x / 96, y / 96, w / 96, h / 96], 'no object of', None),
+        (lambda x, y, w, h: [x / 96, y / 96, w / 96, h / 96], None, 'no object of'),
         (lambda x, y, w, h: [x + 48, y + 48, w + 48, h + 48], None, 'reach beyond their images'),
         (None, None, None),  # images without annotations
     ],

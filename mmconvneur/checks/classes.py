@@ -142,13 +142,14 @@ def check_objects(run: Run) -> Iterator[Finding]:
     """Data sets of COCO's kind keep objects, and their boxes lie in the images."""
     for split in run.splits:
         for leaf, looked_at in split.looked_at:
-            if not looked_at or not hasattr(leaf, 'cat_ids') or not leaf.cat_ids:
+            of_boxes = looked_at and 'instances' in looked_at[0] and hasattr(leaf, 'cat_ids')
+            if not of_boxes or not leaf.cat_ids:  # else names and images are to blame
                 continue
             boxes = [(i, o['bbox']) for i in looked_at for o in i['instances'] if 'bbox' in o]
             if not boxes and '"bbox"' in Path(leaf.ann_file).read_text():
-                yield wrong(
-                    f'no object of {leaf.ann_file} is left in the {split.name} data: write boxes '
-                    'as x, y, width, height in pixels, of one pixel at least'
+                yield doubt(
+                    f'no object of {leaf.ann_file} is left in the {split.name} data: boxes are x, '
+                    'y, width, height in pixels, of one pixel at least'
                 )
             beyond = sum(b[2] > i['width'] + 1 or b[3] > i['height'] + 1 for i, b in boxes)
             if beyond > 0.3 * len(boxes):
