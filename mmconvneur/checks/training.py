@@ -277,6 +277,8 @@ def check_schedule(run: Run) -> Iterator[Finding]:
             )
             return
         step = step_of(run, scheduler)
+        if step is None and is_warmup(scheduler):
+            continue
         if step is None:
             return
         milestones, end = scheduler.get('milestones') or (), last_step(scheduler)
