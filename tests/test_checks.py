@@ -346,6 +346,18 @@ def test_boxes_lie_in_their_images(boxes, doubtful, sample):
     expect(said(classes.check_objects, run_of(cfg, 'train')), None, doubtful)
 
 
+def test_objects_of_no_category(sample):
+    file = sample / 'annotations' / 'instances_train.json'
+    content = json.loads(file.read_text())
+    for box in content['annotations'][:3]:
+        box['category_id'] = 77
+    file.write_text(json.dumps(content))
+    expect(
+        said(classes.check_names, run_of(load(DETECTION), 'train')),
+        *(None, 'instances_train.json have a category_id (77)'),
+    )
+
+
 @pytest.mark.parametrize(('number', 'refused'), [(1, False), (8, False), (9, False), (19, True)])
 def test_losses_have_a_weight_for_each_class(number, refused, sample):
     cfg = load(SEGMENTATION)
@@ -656,6 +668,24 @@ def test_a_schedule_in_epochs_needs_no_data_beside_a_warm_up_in_iterations(sampl
     run = run_of(load(DETECTION, train_cfg__max_epochs=12), 'train')
     run.splits[0].dataset = None
     expect(said(training.check_schedule, run), None, 'ends at epoch 6 (CosineAnnealingLR)')
+
+
+def test_the_files_that_a_training_starts_from(sample, tmp_path):
+    start = dict(type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'))
+    cfg = load(DETECTION, load_from=str(tmp_path / 'detector.pth'))
+    cfg.model.backbone.init_cfg = start
+    run = run_of(cfg, 'train', model=True)
+    mistakes, _ = said(network.check_start, run)
+    assert len(mistakes) == 2 and 'detector.pth does not exist' in mistakes[0]
+    assert 'backbone.pth does not exist' in mistakes[1] and 'init_cfg=None' in mistakes[1]
+    run.resumes = True  # from another file
+    one(said(network.check_start, run)[0], 'backbone.pth')
+    for file in ('backbone.pth', 'detector.pth'):
+        torch.save({}, tmp_path / file)
+    run.resumes = False
+    assert said(network.check_start, run) == ([], [])
+    run.cfg.load_from = DETECTION  # the name of a released model
+    assert said(network.check_start, run) == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,13 @@ def check_names(run: Run) -> Iterator[Finding]:
             if not classes or not file or ids is None:
                 continue
             if names := category_names(file):
+                counts = {i: len(images) for i, images in getattr(leaf, 'cat_img_map', {}).items()}
+                if strange := counts.keys() - names.keys():
+                    yield doubt(
+                        f'{sum(counts[i] for i in strange)} objects of {file} have a category_id '
+                        f'({some(sorted(strange, key=str))}) that is none of its categories: they '
+                        'are left out'
+                    )
                 labels = [names[i] for i in ids]
                 yield from compare(
                     split.name, list(map(str, classes)), labels, list(names.values()), file

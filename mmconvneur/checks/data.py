@@ -57,6 +57,7 @@ class Run:
     options: dict = field(default_factory=dict)
     original: Config | None = None
     input_shape: tuple[int, ...] | None = None
+    resumes: bool = False
 
     @property
     def train(self) -> Split | None:

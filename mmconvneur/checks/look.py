@@ -35,6 +35,7 @@ CHECKS: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     pictures.check_empty,
     classes.check_same_classes,
     classes.check_heads,
+    network.check_start,
     network.check_maps,
     network.check_strides,
     network.check_window,
@@ -75,7 +76,7 @@ def look(
         findings += folders.check_file(option, file) if file else ()
     if 'train' in splits:
         findings += folders.check_room(run, cfg.work_dir)
-        if not (args.resume or cfg.get('resume')):
+        if not run.resumes:
             findings += folders.check_unused(cfg.work_dir)
     doubts, mistakes = sort(findings)
     if mistakes and not is_first_process():
@@ -93,6 +94,7 @@ def examine(cfg: Config, args: argparse.Namespace, *splits: str) -> tuple[Run, l
     """Build the data and the model of a run, and check them."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     run = Run(cfg, options=args.cfg_options, original=Config.fromfile(find_config(args.config)))
+    run.resumes = bool(getattr(args, 'resume', None) or cfg.get('resume'))
     findings = []
     for name in splits:
         absent = [wrong(text) for text in missing_data(cfg, name)]

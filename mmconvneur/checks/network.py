@@ -15,10 +15,13 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ..errors import UsageErrors
+from ..apis.model_zoo import find_weights
+from ..errors import UsageError, UsageErrors
 from ..utils.arguments import usage_message
 from ..utils.configs import type_name
 from ..utils.widths import check_widths
+from ..weights.files import locate
+from ..weights.loading import FROM_SCRATCH
 from .data import Run, processes
 from .findings import Finding, doubt, wrong
 
@@ -42,6 +45,22 @@ def build_model(cfg: Config) -> tuple[nn.Module | None, list[Finding]]:
     if message is None or (processes() > 1 and 'process group' in message):
         return None, []
     return None, [wrong(message)]
+
+
+def check_start(run: Run) -> Iterator[Finding]:
+    """The files that a training starts from are there; those on servers are left to the runner."""
+    if not run.train:
+        return
+    starts = [('' if run.resumes else run.cfg.get('load_from') or '', '')]
+    for module in run.model.modules() if run.model is not None else ():
+        for file in getattr(module, 'pretrained_files', ()):
+            starts.append((file['checkpoint'], f'; {FROM_SCRATCH}'))
+    for name, cure in starts:
+        if name and '://' not in name:
+            try:
+                locate(name) if cure else find_weights(name)  # load_from may be a released model
+            except UsageError as error:
+                yield wrong(f'{error}{cure}')
 
 
 def check_maps(run: Run) -> Iterator[Finding]:

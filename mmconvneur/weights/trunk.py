@@ -104,7 +104,7 @@ def describe(backbone: StagedBackbone) -> Trunk:
         UsageError: If it comes from none, so that nothing could complete a learned part.
     """
     sha256 = fingerprint(trunk_of(backbone.state_dict()))
-    for cfg in backbone.pretrained:
+    for cfg in backbone.pretrained_files:
         file = cfg['checkpoint'], cfg.get('prefix')
         if fingerprint(_read_trunk(backbone, *file)) == sha256:
             return Trunk(sha256, *file)
@@ -149,7 +149,7 @@ def find_trunk(backbone: StagedBackbone, wanted: Trunk) -> dict[str, Tensor]:
     own = trunk_of(backbone.state_dict())
     if fingerprint(own) == wanted.sha256:
         return own
-    files = [(cfg['checkpoint'], cfg.get('prefix')) for cfg in backbone.pretrained]
+    files = [(cfg['checkpoint'], cfg.get('prefix')) for cfg in backbone.pretrained_files]
     files = files or [(wanted.checkpoint, wanted.prefix)]
     for file in files:
         tensors = _read_trunk(backbone, *file)

@@ -61,7 +61,7 @@ class StagedBackbone(BaseModule):
         batch_invariant: bool,
         init_cfg: dict | Sequence[dict] | None,
     ) -> None:
-        self.pretrained, initial = split_init_cfg(init_cfg)
+        self.pretrained_files, initial = split_init_cfg(init_cfg)
         super().__init__(init_cfg=initial)
         self.in_channels = in_channels
         self.out_indices = resolve_out_indices(out_indices, num_stages)
@@ -140,7 +140,7 @@ class StagedBackbone(BaseModule):
         first = not self.is_init
         super().init_weights()
         if first:
-            load_pretrained(self, self.pretrained)
+            load_pretrained(self, self.pretrained_files)
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, local_metadata: dict, *args
