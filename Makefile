@@ -160,12 +160,13 @@ $(OLD)/operators: $(OLD)/packages
 	@touch $@
 
 # torchvision, which mmpretrain needs, has no build for the PyTorch of .venv. Classification alone
-# does without mmcv's operators: pip isolates the build, which then leaves them out.
+# does without mmcv's operators: pip isolates the build, which then leaves them out. The wheel in
+# pip's cache may have those of another PyTorch.
 $(CLASSIFY)/packages: setup.py mmconvneur/utils/environment.py
 	$(PYTHON) -m venv --clear $(CLASSIFY)
 	$(CLASSIFY_RUN) -m pip install --upgrade pip 'setuptools>=80,<81' wheel packaging ninja psutil
-	$(CLASSIFY_RUN) -m pip install torch==2.9.1 torchvision==0.24.1 \
-		"$$($(CLASSIFY_RUN) -c '$(REQUIREMENT)')"
+	$(CLASSIFY_RUN) -m pip install torch==2.9.1 torchvision==0.24.1
+	$(CLASSIFY_RUN) -m pip install --no-cache-dir "$$($(CLASSIFY_RUN) -c '$(REQUIREMENT)')"
 	$(CLASSIFY_RUN) -m pip install --no-build-isolation pytest safetensors \
 		--editable '.[sample,classification]'
 	@$(call ensure_opencv,$(CLASSIFY_RUN))

@@ -3,8 +3,9 @@
 # Without the memory: --cfg-options model.backbone.global_mixer=None
 # ResNet-18:          --cfg-options model.head.in_channels=512 \
 #                         model.backbone="dict(_delete_=True, type='ResNet', depth=18)"
-# Hardware: one CPU core.
-# Result:   not trained yet.
+# Hardware: one CPU core beside other work; 20 minutes for 2 of the 8 epochs.
+# Result:   after 2 epochs 85.6 top-1; without the memory 86.0, ResNet-18 88.9
+#           (docs/pretraining.md)
 _base_ = [
     '_base_/models/convneur_classifier.py',
     '_base_/datasets/fashion_items.py',

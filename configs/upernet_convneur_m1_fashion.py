@@ -4,7 +4,7 @@
 # Variants: as in the header of mask_rcnn_convneur_m1_fashion.py; a ResNet-18 also needs
 #     model.decode_head.in_channels=[64,128,256,512] model.auxiliary_head.in_channels=256
 # Hardware: one CPU core.
-# Result:   not trained yet.
+# Result:   not trained to the end: 22.5 mIoU after 1000 iterations (docs/pretraining.md).
 _base_ = [
     '_base_/models/slim_upernet_convneur.py',
     '_base_/datasets/fashion_semantic.py',

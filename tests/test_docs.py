@@ -198,6 +198,20 @@ def test_results_of_the_detectors_of_cue_agree():
     )
 
 
+def test_results_of_fashion_mnist_agree():
+    """With the headers of their configs."""
+    page = (ROOT / 'docs' / 'pretraining.md').read_text()
+    memory, none, resnet = rows('| backbone |', page)[2:]
+    detector = re.findall(r'([\d.]+) / ([\d.]+)', ' '.join(memory))
+    for name, figures in (
+        ('convneur_m1_fashion', [memory[2], none[2], resnet[2]]),
+        ('mask_rcnn_convneur_m1_fashion', [figure for pair in detector for figure in pair]),
+    ):
+        header = (ROOT / f'configs/{name}.py').read_text().split('_base_')[0]
+        result = header.split('# Result:')[1]
+        assert re.findall(r'\d+\.\d', result) == figures, name
+
+
 def test_errors_of_the_troubleshooting_page_are_those_of_the_code():
     """Three words in a row of every error stand in the code."""
     code = '\n'.join(
