@@ -214,10 +214,10 @@ def test_this_environment_is_good():
 
 
 def test_a_second_family_beside_the_real_one_is_told(tmp_path):
-    install(tmp_path, 'mmdet')
-    (tmp_path / 'mmdet' / '__init__.py').unlink()
-    (tmp_path / 'mmdet' / 'core.py').unlink()
-    (tmp_path / 'mmdet').rmdir()
+    install(tmp_path, 'mmengine')
+    (tmp_path / 'mmengine' / '__init__.py').unlink()
+    (tmp_path / 'mmengine' / 'core.py').unlink()
+    (tmp_path / 'mmengine').rmdir()
     done = run('-m', 'mmconvneur.utils.environment', PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     assert 'verdict: two providers: ' in done.stdout.splitlines()[-1]
