@@ -93,8 +93,9 @@ def look(
 def examine(cfg: Config, args: argparse.Namespace, *splits: str) -> tuple[Run, list[Finding]]:
     """Build the data and the model of a run, and check them."""
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    run = Run(cfg, options=args.cfg_options, original=Config.fromfile(find_config(args.config)))
-    run.resumes = bool(getattr(args, 'resume', None) or cfg.get('resume'))
+    original = Config.fromfile(find_config(args.config))
+    resumes = bool(getattr(args, 'resume', None) or cfg.get('resume'))
+    run = Run(cfg, options=args.cfg_options, original=original, resumes=resumes)
     findings = []
     for name in splits:
         absent = [wrong(text) for text in missing_data(cfg, name)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,14 +52,16 @@ def check_start(run: Run) -> Iterator[Finding]:
     """The files that a training starts from are there; those on servers are left to the runner."""
     if not run.train:
         return
-    starts = [('' if run.resumes else run.cfg.get('load_from') or '', '')]
+    starts: list[tuple[Callable[[str], Path], str, str]] = []
+    if run.cfg.get('load_from') and not run.resumes:
+        starts.append((find_weights, run.cfg.load_from, ''))  # may be a released model
     for module in run.model.modules() if run.model is not None else ():
         for file in getattr(module, 'pretrained_files', ()):
-            starts.append((file['checkpoint'], f'; {FROM_SCRATCH}'))
-    for name, cure in starts:
-        if name and '://' not in name:
+            starts.append((locate, file['checkpoint'], f'; {FROM_SCRATCH}'))
+    for find, name, cure in starts:
+        if '://' not in name:
             try:
-                locate(name) if cure else find_weights(name)  # load_from may be a released model
+                find(name)
             except UsageError as error:
                 yield wrong(f'{error}{cure}')
 
