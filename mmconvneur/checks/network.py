@@ -22,7 +22,7 @@ from ..utils.arguments import usage_message
 from ..utils.configs import type_name
 from ..utils.widths import check_widths
 from ..weights.files import locate
-from ..weights.loading import FROM_SCRATCH, reads_file
+from ..weights.loading import FROM_SCRATCH
 from .data import Run, processes
 from .findings import Finding, doubt, wrong
 
@@ -55,9 +55,7 @@ def check_start(run: Run) -> Iterator[Finding]:
     starts: list[tuple[Callable[[str], Path], str, str]] = []
     if run.cfg.get('load_from') and not run.resumes:
         starts.append((find_weights, run.cfg.load_from, ''))  # may be a released model
-    whole = getattr(run.model, 'init_cfg', None)  # MMEngine then asks no part for its own
-    filled = isinstance(whole, dict) and reads_file(whole['type'])
-    for module in run.model.modules() if run.model is not None and not filled else ():
+    for module in run.model.modules() if run.model is not None else ():
         for file in getattr(module, 'pretrained_files', ()):
             starts.append((locate, file['checkpoint'], f'; {FROM_SCRATCH}'))
     for find, name, cure in starts:
