@@ -298,7 +298,8 @@ def test_the_chain_of_the_page(sample_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(home)
     few = ['train_dataloader.dataset.indices=4', 'train_cfg.val_interval=9']
     few += ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
-    (commands,) = re.findall(r'^```bash\n(python tools/make_sample_data.*?)^```', PAGE, re.M | re.S)
+    section = PAGE.split('\n## Try it on the sample data\n')[1].split('\n## ')[0]
+    (commands,) = re.findall(r'^```bash\n(.*?)^```', section, re.M | re.S)
     for command in commands.splitlines()[1:]:
         python, tool, *arguments = shlex.split(command)
         assert python == 'python' and Path(tool).parent == Path('tools')

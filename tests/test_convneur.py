@@ -401,14 +401,22 @@ def test_compile_has_no_graph_break_and_equals_eager(mixer, backend):
 
 
 @pytest.mark.slow
-def test_export_with_dynamic_height_and_width():
-    if torch.__version__ < '2.2':
-        pytest.skip('PyTorch before 2.2 has no torch.export.Dim')
+@pytest.mark.parametrize(
+    ('since', 'multiple', 'example', 'others'),
+    [
+        ('2.2', 32, (96, 128), [(64, 64), (160, 352)]),
+        ('2.13', 1, (67, 101), [(64, 64), (71, 173), (131, 97)]),
+    ],
+)
+def test_export_with_dynamic_height_and_width(since, multiple, example, others):
+    if torch.__version__ < since:
+        pytest.skip(f'needs PyTorch {since}: dynamic sizes that are multiples of {multiple}')
     net = tiny().double().eval()
     # Under 64 pixels the last map is one pixel wide, a size that export always fixes.
-    sizes = {2: torch.export.Dim('height', min=64), 3: torch.export.Dim('width', min=64)}
-    program = torch.export.export(net, (image().double(),), dynamic_shapes=(sizes,))
-    for height, width in [(64, 64), (71, 173), (131, 97)]:
+    sides = [multiple * torch.export.Dim(name, min=64 // multiple) for name in ('height', 'width')]
+    sizes = dict(enumerate(sides, start=2))
+    program = torch.export.export(net, (image(*example).double(),), dynamic_shapes=(sizes,))
+    for height, width in others:
         x = image(height, width).double()
         for a, b in zip(program.module()(x), net(x), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
