@@ -51,6 +51,7 @@ class RepeatableBatches:
         self.loader, self.endless = loader, endless
         self.key = (seed, get_rank())
         self.first = self.skipped = 0
+        self.begun = False
         self.numbered = not (
             loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset)
         )
@@ -72,7 +73,7 @@ class RepeatableBatches:
             skipped: How many to leave out.
         """
         if self.numbered:
-            self.first, self.skipped = first, skipped
+            self.first, self.skipped, self.begun = first, skipped, True
             yield from self.loader
         else:
             passes = chain.from_iterable(repeat(self.loader)) if self.endless else self.loader
@@ -82,6 +83,9 @@ class RepeatableBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[tuple[int, ...], int]]]:
+        # The iteration loop of MMEngine 0.10.7 makes an iterator, never used here, that loads ahead.
+        if not self.begun:
+            return
         numbered = enumerate(self._passes(), self.first)
         for number, batch in islice(numbered, self.skipped, None):
             yield [((*self.key, number, place), index) for place, index in enumerate(batch)]

@@ -37,8 +37,9 @@ class _Resumable(BaseLoop):
     _decide_current_val_interval: Callable[[], None]
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs) -> None:
-        super().__init__(runner, dataloader, **kwargs)
+        BaseLoop.__init__(self, runner, dataloader)  # makes the loader, and no iterator of it yet
         self._batches = RepeatableBatches(self.dataloader, runner.seed, self.endless)
+        super().__init__(runner, self.dataloader, **kwargs)
 
     def _progress(self) -> tuple[int, int]:
         """How many epochs or iterations are done, and how many there are."""
@@ -114,6 +115,10 @@ class ResumableIterLoop(_Resumable, IterBasedTrainLoop):
     """MMEngine's iteration loop, which skips what was trained on in any sampler."""
 
     endless = True
+
+    def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs) -> None:
+        super().__init__(runner, dataloader, **kwargs)
+        del self.dataloader_iterator  # in MMEngine 0.10.7 it holds workers of its own
 
     def run(self) -> nn.Module:
         self.runner.call_hook('before_train')

@@ -43,7 +43,7 @@ def own_area(x: Tensor, img_shapes: Sequence | Tensor | None = None) -> Tensor |
     else:
         own = differs_from_corner(x)
         ends = [last(own.any(2)), last(own.any(1))]
-    ends_of_axes = [*zip(ends, x.shape[2:], strict=True)]
+    ends_of_axes = [(ends[0], x.size(2)), (ends[1], x.size(3))]
     if all(readable(end) and (end == size - 1).all() for end, size in ends_of_axes):
         return None
     rows, columns = (
@@ -97,7 +97,7 @@ def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return x
     valid = mask.bool().permute(0, 2, 3, 1)
-    return torch.where(valid, x.permute(0, 2, 3, 1), 0).permute(0, 3, 1, 2)
+    return torch.where(valid, x.permute(0, 2, 3, 1), 0.0).permute(0, 3, 1, 2)
 
 
 def finite_padding(x: Tensor, mask: Tensor | None) -> Tensor:
