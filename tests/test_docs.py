@@ -200,11 +200,12 @@ def test_results_of_the_detectors_of_cue_agree():
 
 def test_results_of_fashion_mnist_agree():
     """With the headers of their configs."""
-    memory, none, resnet = rows('docs/pretraining.md')[2:]
+    _, _, memory, none, resnet, _, _, segmentor, _, _ = rows('docs/pretraining.md')
     detector = re.findall(r'([\d.]+) / ([\d.]+)', ' '.join(memory))
     for name, figures in (
         ('convneur_m1_fashion', [memory[2], none[2], resnet[2]]),
         ('mask_rcnn_convneur_m1_fashion', [figure for pair in detector for figure in pair]),
+        ('upernet_convneur_m1_fashion', segmentor[1:]),
     ):
         header = (ROOT / f'configs/{name}.py').read_text().split('_base_')[0]
         result = header.split('# Result:')[1]

@@ -83,7 +83,7 @@ class RepeatableBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[tuple[int, ...], int]]]:
-        # The iteration loop of MMEngine 0.10.7 makes an iterator, never used here, that loads ahead.
+        # The loop of MMEngine 0.10.7 makes an iterator, never used here, that loads ahead.
         if not self.begun:
             return
         numbered = enumerate(self._passes(), self.first)
