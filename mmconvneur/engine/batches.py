@@ -50,8 +50,8 @@ class RepeatableBatches:
     def __init__(self, loader: DataLoader, seed: int, endless: bool = False) -> None:
         self.loader, self.endless = loader, endless
         self.key = (seed, get_rank())
-        self.first = self.skipped = 0
-        self.begun = False
+        self.first: int | None = None  # until a pass is asked for
+        self.skipped = 0
         self.numbered = not (
             loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset)
         )
@@ -73,7 +73,7 @@ class RepeatableBatches:
             skipped: How many to leave out.
         """
         if self.numbered:
-            self.first, self.skipped, self.begun = first, skipped, True
+            self.first, self.skipped = first, skipped
             yield from self.loader
         else:
             passes = chain.from_iterable(repeat(self.loader)) if self.endless else self.loader
@@ -84,7 +84,7 @@ class RepeatableBatches:
 
     def __iter__(self) -> Iterator[list[tuple[tuple[int, ...], int]]]:
         # The loop of MMEngine 0.10.7 makes an iterator, never used here, that loads ahead.
-        if not self.begun:
+        if self.first is None:
             return
         numbered = enumerate(self._passes(), self.first)
         for number, batch in islice(numbered, self.skipped, None):

@@ -97,7 +97,8 @@ def without_padding(x: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return x
     valid = mask.bool().permute(0, 2, 3, 1)
-    return torch.where(valid, x.permute(0, 2, 3, 1), 0.0).permute(0, 3, 1, 2)
+    # A zero of x's own type: the exporter of PyTorch 2.1 writes a number's own type.
+    return torch.where(valid, x.permute(0, 2, 3, 1), x.new_zeros(())).permute(0, 3, 1, 2)
 
 
 def finite_padding(x: Tensor, mask: Tensor | None) -> Tensor:

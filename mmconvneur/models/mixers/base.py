@@ -97,8 +97,9 @@ def masked_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return logits.softmax(-1)
     valid = valid.bool()
-    weights = torch.where(valid, logits, torch.finfo(logits.dtype).min).softmax(-1)
-    return torch.where(valid, weights, 0)  # also where nothing is valid
+    lowest = logits.new_full((), torch.finfo(logits.dtype).min)  # for exporters: of the same type
+    weights = torch.where(valid, logits, lowest).softmax(-1)
+    return torch.where(valid, weights, weights.new_zeros(()))  # also where nothing is valid
 
 
 def half_width(dim: int) -> int:
