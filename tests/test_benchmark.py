@@ -173,7 +173,8 @@ def test_ratios_are_taken_round_by_round():
 
 
 # ------------------------------------------------------------------------------------- backbones
-# Parameters as published (with a 1000-class head and the norm before it, where there is one).
+# Parameters as published (with a 1000-class head and the norm before it, where there is one: newer
+# versions of transformers keep Swin's in the backbone).
 @pytest.mark.parametrize(
     'name, published, head, channels',
     [
@@ -181,7 +182,7 @@ def test_ratios_are_taken_round_by_round():
         ('hf-resnet-50', 25_557_032, 2_049_000, (256, 512, 1024, 2048)),
         ('swin-t', 28_288_354, 769_000 + 1536 - 2880, (96, 192, 384, 768)),
         ('mmseg-swin-t', 28_288_354, 769_000 + 1536 - 2880, (96, 192, 384, 768)),
-        ('hf-swin-t', 28_288_354, 769_000 - 2880, (96, 192, 384, 768)),
+        ('hf-swin-t', 28_288_354, 769_000 + 1536 - 2880, (96, 192, 384, 768)),
         ('hf-convnext-t', 28_589_128, 769_000 + 1536 - 2880, (96, 192, 384, 768)),
         ('convneur-t:local', 28_589_128, 769_000 + 1536 - 2880, (96, 192, 384, 768)),
         ('pvtv2-b0', 3_666_760, 257_000, (32, 64, 160, 256)),
@@ -193,7 +194,9 @@ def test_a_backbone_has_its_published_size_and_four_maps(name, published, head, 
     model = build(configure(name))
     model.eval()  # mmdet's return nothing here
     if published:
-        assert sum(p.numel() for p in model.parameters()) == published - head
+        sizes = {n: p.numel() for n, p in model.named_parameters()}
+        before_head = sum(size for n, size in sizes.items() if n.startswith('swin.layernorm.'))
+        assert sum(sizes.values()) - before_head == published - head
     with torch.no_grad():
         maps = model(torch.randn(1, 3, 64, 96))
     shapes = [(1, c, 64 // s, 96 // s) for c, s in zip(channels, (4, 8, 16, 32), strict=True)]
@@ -220,6 +223,8 @@ def test_options_and_settings_of_a_name():
 @pytest.mark.parametrize('dtype', cases.DTYPES)
 @pytest.mark.parametrize('mode', cases.MODES)
 def test_rows_agree_with_what_was_run(dtype, mode):
+    if dtype == 'float16' and torch.__version__ < '2.2':
+        pytest.skip('PyTorch 2.1 has no float16 convolution on a CPU')
     case = Case(32, 64, 2, dtype, mode)
     contestants = [
         Contestant('base', TINY, 'channels_last', 'eager'),

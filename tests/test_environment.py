@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import packaging
@@ -214,7 +215,8 @@ def test_this_environment_is_good():
 
 
 def test_a_second_family_beside_the_real_one_is_told(tmp_path):
-    install(tmp_path, 'mmengine')
+    (other,) = {'mmengine', 'onedl-mmengine'}.difference(packages_distributions()['mmengine'])
+    install(tmp_path, other)
     (tmp_path / 'mmengine' / '__init__.py').unlink()
     (tmp_path / 'mmengine' / 'core.py').unlink()
     (tmp_path / 'mmengine').rmdir()

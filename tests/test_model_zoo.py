@@ -508,7 +508,7 @@ def test_segmentors_of_mmseg_work_from_the_name(at_home):
     found = inference_model(model, image)
     torch.testing.assert_close(found.seg_logits.data, expected.seg_logits.data, rtol=0, atol=1e-5)
     assert torch.equal(found.pred_sem_seg.data, labels)
-    inferencer = MMSegInferencer(*released('segmentor').paths, device='cpu', show_progress=False)
+    inferencer = MMSegInferencer(*released('segmentor').paths, device='cpu')
     assert (inferencer(image)['predictions'] == labels[0].numpy()).all()
 
 

@@ -50,16 +50,15 @@ class RepeatableBatches:
     def __init__(self, loader: DataLoader, seed: int, endless: bool = False) -> None:
         self.loader, self.endless = loader, endless
         self.key = (seed, get_rank())
-        self.first: int | None = None  # until a pass is asked for
-        self.skipped = 0
-        self.numbered = not (
-            loader.batch_sampler is None or isinstance(loader.dataset, IterableDataset)
-        )
+        dataset: Any = loader.dataset
+        self.dataset = dataset
+        self.batches: Any = loader  # or its batch sampler: of any class with a sampler and a length
+        self.first = self.skipped = 0
+        self.numbered = not (loader.batch_sampler is None or isinstance(dataset, IterableDataset))
         if not self.numbered:
             return
-        batches: Any = loader.batch_sampler  # of any class with a sampler and a length
-        dataset: Any = loader.dataset
-        self.batches, self.sampler = batches, batches.sampler
+        self.batches = loader.batch_sampler
+        self.sampler = self.batches.sampler
         # PyTorch hands a whole batch to __getitems__ where a data set has it. A DataLoader refuses
         # to have its batch sampler replaced, as an iterator would not notice: there is none yet.
         dataset.__getitems__ = partial(load, dataset)
@@ -83,9 +82,6 @@ class RepeatableBatches:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[tuple[int, ...], int]]]:
-        # The loop of MMEngine 0.10.7 makes an iterator, never used here, that loads ahead.
-        if self.first is None:
-            return
         numbered = enumerate(self._passes(), self.first)
         for number, batch in islice(numbered, self.skipped, None):
             yield [((*self.key, number, place), index) for place, index in enumerate(batch)]

@@ -31,6 +31,7 @@ class _Resumable(BaseLoop):
     """
 
     endless = False
+    dataloader: DataLoader
     _iter: int
     val_begin: int
     val_interval: int
@@ -38,8 +39,11 @@ class _Resumable(BaseLoop):
 
     def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs) -> None:
         BaseLoop.__init__(self, runner, dataloader)  # makes the loader, and no iterator of it yet
-        self._batches = RepeatableBatches(self.dataloader, runner.seed, self.endless)
-        super().__init__(runner, self.dataloader, **kwargs)
+        loader = self.dataloader
+        self._batches = RepeatableBatches(loader, runner.seed, self.endless)
+        # MMEngine 0.10.7 makes an iterator at once: of a loader, with workers that load ahead.
+        super().__init__(runner, self._batches, **kwargs)
+        self.dataloader = loader
 
     def _progress(self) -> tuple[int, int]:
         """How many epochs or iterations are done, and how many there are."""
@@ -115,10 +119,6 @@ class ResumableIterLoop(_Resumable, IterBasedTrainLoop):
     """MMEngine's iteration loop, which skips what was trained on in any sampler."""
 
     endless = True
-
-    def __init__(self, runner: Runner, dataloader: DataLoader | dict, **kwargs) -> None:
-        super().__init__(runner, dataloader, **kwargs)
-        del self.dataloader_iterator  # in MMEngine 0.10.7 it holds workers of its own
 
     def run(self) -> nn.Module:
         self.runner.call_hook('before_train')

@@ -8,7 +8,9 @@ from __future__ import annotations
 from itertools import accumulate
 
 import torch
+from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
+from torch.profiler._utils import traverse_dfs
 from torch.utils.flop_counter import (
     FlopCounterMode,
     conv_flop_count,
@@ -73,9 +75,10 @@ def peak_memory(step: Step, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    events = profiler.profiler.kineto_results.events()
-    changes = sorted((e for e in events if e.name() == '[memory]'), key=lambda e: e.start_ns())
-    return max(accumulate((e.nbytes() for e in changes), initial=0))
+    events = profiler.profiler.kineto_results.experimental_event_tree()
+    changes = [e for e in traverse_dfs(events) if e.tag == _EventType.Allocation]
+    changes.sort(key=lambda e: e.start_time_ns)
+    return max(accumulate((e.extra_fields.alloc_size for e in changes), initial=0))
 
 
 def count_kernels(step: Step, device: torch.device) -> int | None:

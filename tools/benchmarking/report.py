@@ -45,7 +45,7 @@ def environment(device: torch.device) -> dict:
             cudnn=torch.backends.cudnn.version(),
         )
     allocator = {name: v for name, v in os.environ.items() if name.startswith(ALLOCATOR)}
-    return facts | allocator | dict(installed())
+    return facts | allocator | dict(installed(), torch=torch.__version__)
 
 
 def fingerprint() -> str:

@@ -123,13 +123,11 @@ class StagedBackbone(BaseModule):
         # One conversion here; every layer below then keeps this layout without a copy.
         x = x.contiguous(memory_format=torch.channels_last)
         outs = []
-        for i, (downsample, stage) in enumerate(
-            zip(self.downsample_layers, self.stages, strict=True)
-        ):
-            x = downsample(x, local_mask)
+        for i in self.built_stages:
+            x = self.downsample_layers[i](x, local_mask)
             mask = coarser(mask, 2 if i else 4, x)
             local_mask = mask if self.batch_invariant else None
-            x = stage(x, mask, local_mask)
+            x = self.stages[i](x, mask, local_mask)
             if i in self.out_indices:
                 out = without_padding(getattr(self, f'norm{i}')(x), local_mask)
                 # mmcv's operators (RoIAlign among them) read channels_last maps as if contiguous.

@@ -46,10 +46,10 @@ def own_area(x: Tensor, img_shapes: Sequence | Tensor | None = None) -> Tensor |
     ends_of_axes = [(ends[0], x.size(2)), (ends[1], x.size(3))]
     if all(readable(end) and (end == size - 1).all() for end, size in ends_of_axes):
         return None
-    rows, columns = (
+    rows, columns = [
         torch.arange(size, device=x.device) <= end.to(x.device, non_blocking=True)[:, None]
         for end, size in ends_of_axes
-    )
+    ]
     return (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
 
 

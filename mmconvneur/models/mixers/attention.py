@@ -14,7 +14,7 @@ from ...registry import MIXERS
 from ..layers.padding import without_padding
 from ..layers.precision import widened
 from ..layers.token_attention import attend
-from .base import BottleneckMixer, check_num_heads
+from .base import BottleneckMixer, check_num_heads, lowest
 
 
 @MIXERS.register_module()
@@ -125,6 +125,6 @@ def mean_and_max(maps: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if mask is None:
         return maps.mean((2, 3)), maps.amax((2, 3))
     valid = mask.bool()
-    total = torch.where(valid, maps, 0).sum((2, 3), dtype=widened(maps).dtype)
-    largest = torch.where(valid, maps, torch.finfo(maps.dtype).min).amax((2, 3))
+    total = without_padding(maps, mask).sum((2, 3), dtype=widened(maps).dtype)
+    largest = torch.where(valid, maps, lowest(maps)).amax((2, 3))
     return (total / valid.sum((2, 3))).to(maps.dtype), largest

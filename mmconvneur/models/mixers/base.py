@@ -97,9 +97,13 @@ def masked_softmax(logits: Tensor, valid: Tensor | None) -> Tensor:
     if valid is None:
         return logits.softmax(-1)
     valid = valid.bool()
-    lowest = logits.new_full((), torch.finfo(logits.dtype).min)  # for exporters: of the same type
-    weights = torch.where(valid, logits, lowest).softmax(-1)
+    weights = torch.where(valid, logits, lowest(logits)).softmax(-1)
     return torch.where(valid, weights, weights.new_zeros(()))  # also where nothing is valid
+
+
+def lowest(x: Tensor) -> Tensor:
+    """The lowest number of x's type, of that type: the exporter of PyTorch 2.1 does not convert."""
+    return x.new_full((), torch.finfo(x.dtype).min)
 
 
 def half_width(dim: int) -> int:

@@ -60,12 +60,12 @@ def running_states(
     surprise = tuple(torch.zeros_like(m) for m in state)
     states = [state]
     for t in range(num_chunks):
-        theta, eta, alpha = (r[:, :, t, None, None] for r in rule[1:])
+        theta, eta, alpha = [r[:, :, t, None, None] for r in rule[1:]]
         gradient = inner.gradient(state, keys[:, :, t], values[:, :, t], rule.weights[:, :, t])
-        surprise = tuple(eta * s - theta * g for s, g in zip(surprise, gradient, strict=True))
-        state = tuple((1 - alpha) * m + s for m, s in zip(state, surprise, strict=True))
+        surprise = tuple(eta * s - theta * g for s, g in zip(surprise, gradient))
+        state = tuple((1 - alpha) * m + s for m, s in zip(state, surprise))
         states.append(state)
-    return tuple(torch.stack(matrices, dim=2) for matrices in zip(*states, strict=True))
+    return tuple(torch.stack(matrices, dim=2) for matrices in zip(*states))
 
 
 def start_states(
@@ -85,8 +85,7 @@ def start_states(
     mix = F.pad(mix, (0, 0, 1, 0))  # (B, h, T + 1, T): M_0 holds no chunk
     kept = F.pad(keep.cumprod(-1), (1, 0), value=1.0)[..., None, None]
     return tuple(
-        kept * m - torch.einsum('bhtj,bhjde->bhtde', mix, g)
-        for m, g in zip(start, gradient, strict=True)
+        kept * m - torch.einsum('bhtj,bhjde->bhtde', mix, g) for m, g in zip(start, gradient)
     )
 
 
