@@ -7,6 +7,7 @@ package is imported the short name works in mmdet and mmseg as well.
 """
 
 from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import METRICS as ROOT_METRICS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_CONSTRUCTORS
@@ -19,6 +20,7 @@ METRICS = Registry(
     'metric', parent=ROOT_METRICS, scope=SCOPE, locations=['mmconvneur.evaluation.metrics']
 )
 HOOKS = Registry('hook', parent=ROOT_HOOKS, scope=SCOPE, locations=['mmconvneur.engine.hooks'])
+LOOPS = Registry('loop', parent=ROOT_LOOPS, scope=SCOPE, locations=['mmconvneur.engine.loops'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=ROOT_CONSTRUCTORS,

@@ -116,8 +116,13 @@ def test_a_base_of_ours_from_any_folder(tmp_path):
     model = Config.fromfile(CONFIGS / '_base_/models/mask_rcnn_convneur.py').model
     (tmp_path / 'other.py').write_text(text.format('_base_/models/mask_rcnn_convneur.py'))
     assert Config.fromfile(tmp_path / 'other.py').model == model
-    with pytest.raises(UsageError, match=f'config no.py does not exist: .*{DETECTION}'):
-        load(tmp_path / 'mine.py', text.format('no.py'))
+    for wrong, choice in (
+        (DETECTION, f'{DETECTION}.py'),
+        ('_base_/models/no.py', '_base_/models/mask_rcnn_convneur.py'),
+        ('no/no.py', f'{DETECTION}.py'),
+    ):
+        with pytest.raises(UsageError, match=f"_base_='mmconvneur::{wrong}' does not.* {choice}"):
+            load(tmp_path / 'mine.py', text.format(wrong))
 
 
 def test_a_base_of_mmseg_whatever_its_package_is_called(tmp_path):
@@ -153,6 +158,9 @@ def test_pure_python_configs_in_the_tools(sample_dir, tmp_path, monkeypatch):
     run('train', config, '--work-dir', tmp_path / 'train')
     checkpoint = latest_checkpoint(tmp_path / 'train')
     assert checkpoint.name == 'epoch_1.pth'
+    dumped = tmp_path / 'train' / 'pure.py'
+    assert Config.fromfile(dumped).train_cfg.type == 'mmconvneur.ResumableEpochLoop'
+    run('check', dumped)
     run('test', config, checkpoint, '--work-dir', tmp_path / 'test', '--tta')
     run('browse_dataset', config, '--out-dir', tmp_path / 'drawn', '-n', '1')
     assert len(list((tmp_path / 'drawn').iterdir())) == 1

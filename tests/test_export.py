@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from PIL import Image
-from steps import build
+from steps import CONFIGS, build
 from test_tools import DETECTION, SEGMENTATION, TOOLS, failing
 from torch.nn import functional as F
 
 from mmconvneur import UsageError
 from mmconvneur.apis import export
 from mmconvneur.apis.model_zoo import released
+from mmconvneur.registry import MIXERS
 from mmconvneur.weights import read_state_dict
 
 SIZES = [(3, 101, 173), (1, 64, 32)]  # neither is the exporter's
@@ -83,6 +85,42 @@ def test_a_segmentor_of_one_output_gives_two_classes():
     assert labels.tolist() == [[[0, 0], [1, 1]]]
 
 
+TINY = dict(type='mmconvneur.ConvNeur', arch=dict(channels=(8, 16, 24, 32), depths=(1, 1, 1, 1)))
+MIXERS.import_from_location()
+BACKBONES = dict(
+    {name: dict(TINY, global_mixer=dict(type=name)) for name in MIXERS.module_dict},
+    glnet=dict(type='mmconvneur.GLNet', arch='stl'),
+    spatial_bias_resnet=dict(type='mmconvneur.SpatialBiasResNet', depth=50),
+)
+CHUNKED = {'ChunkedNeuralMemory', 'PublishedNeuralMemory'}
+
+
+@pytest.mark.parametrize('name', sorted({*BACKBONES} - CHUNKED))
+@pytest.mark.parametrize('untrained', [True, False])
+def test_maps_of_every_backbone(name, untrained):
+    """An untrained one has many equal weights, ones and zeros, and its global branch is silent."""
+    pytest.importorskip('onnx', reason='onnx is not installed')
+    onnxruntime = pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+
+    class Detector(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.extract_feat = MODELS.build(BACKBONES[name])
+
+    torch.manual_seed(0)
+    network = export.FeatureMaps(Detector()).eval()
+    for parameter in () if untrained else network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    session = onnxruntime.InferenceSession(export.to_onnx(network, torch.randn(1, 3, 64, 96), {}))
+    assert [node.name for node in session.get_inputs()] == ['image']
+    image = torch.randn(2, 3, 101, 173)
+    image[1, :, 67:], image[1, :, :, 97:] = 0, 0  # padding
+    found = [torch.from_numpy(a) for a in session.run(None, {'image': image.numpy()})]
+    with torch.no_grad():
+        for a, e in zip(found, network(image), strict=True):
+            torch.testing.assert_close(a, e, rtol=0, atol=1e-4 * float(e.abs().max()))
+
+
 # --------------------------------------------------------------------------------- bad input
 @pytest.mark.parametrize('package', ['onnx', 'onnxruntime'])
 def test_without_a_package(package, sample_dir, monkeypatch, capsys):
@@ -97,6 +135,8 @@ def test_without_a_package(package, sample_dir, monkeypatch, capsys):
     ('args', 'parts'),
     [
         (['--out', 'x.pt'], ['--out x.pt', '.onnx']),
+        (['--out', 'file/x.onnx'], ['--out file', 'file is a file']),
+        (['--out', 'folder.onnx'], ['--out folder.onnx is a folder']),
         (['--out', 'x.onnx', '--image', 'no.png'], ['no image found at no.png']),
         (['--out', 'x.onnx'], ['data/sample/', 'is missing', '--image']),
         (['--out', 'x.onnx', '--image', 'small.png'], ['at least 32 x 32 pixels', '16 x 24']),
@@ -106,10 +146,19 @@ def test_bad_input_is_one_line(args, parts, tmp_path, monkeypatch, capsys):
     pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
     monkeypatch.chdir(tmp_path)
     Image.new('RGB', (24, 16)).save('small.png')
+    Path('file').touch()
+    Path('folder.onnx').mkdir()
     message = failing(monkeypatch, capsys, 'export', SEGMENTATION, SEGMENTATION, *args)
     for part in parts:
         assert part in message, message
     assert not Path('x.onnx').exists()
+
+
+def test_a_config_without_a_model(monkeypatch, capsys):
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    path = str(CONFIGS / 'deploy' / 'upernet_onnxruntime.py')
+    message = failing(monkeypatch, capsys, 'export', path, SEGMENTATION, '--out', 'x.onnx')
+    assert f'{path} has no model: give a config for' in message
 
 
 def test_a_file_that_differs_is_refused():
@@ -121,6 +170,14 @@ def test_a_file_that_differs_is_refused():
             compare([found.numpy()], (map_,), 'image')
     with pytest.raises(UsageError, match=r'share of pixels.*2.0e-01'):
         compare([np.array([[1, 2, 3, 4, 5]])], (torch.tensor([[1, 2, 3, 4, 6]]),), 'image')
+
+
+@pytest.mark.parametrize('name', sorted(CHUNKED))
+def test_a_memory_of_chunks_is_refused(name):
+    pytest.importorskip('onnx', reason='onnx is not installed')
+    mixer = MIXERS.get(name)(16)
+    with pytest.raises(UsageError, match=f'^{name} takes a step per chunk.*export NeuralMemory$'):
+        export.to_onnx(mixer, torch.randn(1, 3, 32, 32), {})
 
 
 def test_what_the_exporter_cannot_express_is_one_line():

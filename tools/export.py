@@ -18,6 +18,7 @@ import mmconvneur
 from mmconvneur.apis.export import NETWORKS, require, to_onnx
 from mmconvneur.apis.inference import load_model, preprocess, read_image
 from mmconvneur.apis.model_zoo import find_weights
+from mmconvneur.checks.folders import check_file
 from mmconvneur.errors import UsageError
 from mmconvneur.utils.arguments import add_trust, config_parser, one_line_errors, parse
 from mmconvneur.utils.configs import FAMILIES, check_data, datasets, load_config
@@ -48,23 +49,31 @@ def main() -> None:
         require(package)
     if args.out.suffix != '.onnx':
         raise UsageError(f'--out {args.out}: give the name of a .onnx file')
+    for mistake in check_file('--out', args.out):
+        raise UsageError(mistake.text)
     cfg, weights = load_config(args), find_weights(args.checkpoint)
-    if cfg.default_scope not in NETWORKS:
+    scope = cfg.get('default_scope')
+    if scope not in NETWORKS or 'model' not in cfg:
         tasks = ' or '.join(FAMILIES[name] for name in NETWORKS)
-        raise UsageError(
-            f'{args.config} is for {FAMILIES[cfg.default_scope]}: give a config for {tasks}'
+        what = (
+            f'is for {FAMILIES[scope]}' if 'model' in cfg and scope in FAMILIES else 'has no model'
         )
+        raise UsageError(f'{args.config} {what}: give a config for {tasks}')
     path = args.image or first_image(cfg)
     read_image(path)
     model = load_model(cfg, str(weights)).to(CPU)
-    network = NETWORKS[cfg.default_scope](model).eval()
+    network = NETWORKS[scope](model).eval()
     image = preprocess(model, cfg, path)[0]
     with torch.no_grad():
         expected = network(image)
     content = to_onnx(network, image, metadata(model, cfg, args.config))
-    session = start(content)
     feed = {'image': image.numpy()}
-    compare(session.run(None, feed), expected, f'{path}, {image.size(2)} x {image.size(3)} pixels')
+    try:
+        session = start(content)
+        found = session.run(None, feed)
+    except Exception as error:  # onnxruntime's own kinds have no common base
+        raise UsageError(f'onnxruntime cannot run this network: {error}') from error
+    compare(found, expected, f'{path}, {image.size(2)} x {image.size(3)} pixels')
     write_atomically(args.out, content)
     print(f'{args.out}: {len(content) / 1e6:.1f} MB, opset {opset(content)}')
     for kind, nodes in (('input', session.get_inputs()), ('output', session.get_outputs())):
@@ -124,7 +133,10 @@ def compare(found: list[np.ndarray], expected: tuple[Tensor, ...], what: str) ->
     worst = max(map(float, errors))
     line = f'{what}: {kind} {worst:.1e}, tolerance {TOLERANCE:.0e}'
     if not worst <= TOLERANCE:
-        raise UsageError(f'onnxruntime and PyTorch differ, so nothing was written: {line}')
+        raise UsageError(
+            f'onnxruntime and PyTorch differ, so nothing was written: {line}; on a picture of one '
+            'colour, where norms magnify rounding, they may: name another with --image'
+        )
     print(line)
 
 

@@ -23,6 +23,7 @@ from mmconvneur.engine.guards import FiniteHook, ScheduleHook
 from mmconvneur.engine.hooks import LoadReportHook, ProgressBarHook, ResumeHook
 from mmconvneur.engine.loops import RESUMABLE
 from mmconvneur.errors import UsageError
+from mmconvneur.registry import SCOPE
 from mmconvneur.utils.arguments import common_parser, one_line_errors, parse
 from mmconvneur.utils.configs import is_subclass, load_config, resolve, scope_of, type_name
 from mmconvneur.utils.runner import build_runner, set_work_dir
@@ -121,7 +122,7 @@ def use_resumable_loop(cfg: Config) -> None:
         cfg.train_cfg.type = loop.__name__
     loop = resolve(LOOPS, loop, scope_of(cfg))
     if loop in RESUMABLE:
-        cfg.train_cfg.type = RESUMABLE[loop].__name__
+        cfg.train_cfg.type = f'{SCOPE}.{RESUMABLE[loop].__name__}'
 
 
 def use_tensorboard(cfg: Config) -> None:

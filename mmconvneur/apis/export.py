@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import UsageError
+from ..models.mixers import ChunkedNeuralMemory
 
 EXAMPLE = (160, 224)  # H, W of what the exporter sees
 
@@ -89,6 +90,12 @@ def to_onnx(network: nn.Module, image: Tensor, metadata: Mapping[str, object]) -
     require('onnx')
     import onnx
 
+    for module in network.modules():
+        if isinstance(module, ChunkedNeuralMemory):
+            raise UsageError(
+                f'{type(module).__name__} takes a step per chunk, more for a larger image, which a '
+                'file for every size cannot hold: export NeuralMemory'
+            )
     image = F.interpolate(image, EXAMPLE).repeat(2, 1, 1, 1)
     axes = {'image': {0: 'batch', 2: 'height', 3: 'width'}}
     if isinstance(network, FeatureMaps):
@@ -99,7 +106,12 @@ def to_onnx(network: nn.Module, image: Tensor, metadata: Mapping[str, object]) -
     _, *outputs = axes
     file = io.BytesIO()
     options: dict[str, Any] = dict(
-        f=file, input_names=['image'], output_names=outputs, dynamic_axes=axes
+        f=file,
+        input_names=['image'],
+        output_names=outputs,
+        dynamic_axes=axes,
+        # Otherwise the exporter merges equal weights, and loses some: those of untrained memories.
+        keep_initializers_as_inputs=True,
     )
     if 'dynamo' in inspect.signature(torch.onnx.export).parameters:  # PyTorch 2.5 or newer
         # Tracing takes seconds where the other exporter takes a minute, and gives the same values.
@@ -112,6 +124,7 @@ def to_onnx(network: nn.Module, image: Tensor, metadata: Mapping[str, object]) -
         except RuntimeError as error:
             raise UsageError(f'PyTorch cannot export this network to ONNX: {error}') from error
     model = onnx.load_from_string(file.getvalue())
+    del model.graph.input[1:]  # the weights
     for name, value in metadata.items():
         text = value if isinstance(value, str) else json.dumps(value)
         model.metadata_props.add(key=name, value=text)

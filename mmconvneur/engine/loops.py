@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mmengine.dist import broadcast_object_list
-from mmengine.registry import LOOPS
 from mmengine.runner import (
     BaseLoop,
     EpochBasedTrainLoop,
@@ -16,6 +15,7 @@ from mmengine.runner import (
 from torch import nn
 from torch.utils.data import DataLoader
 
+from ..registry import LOOPS
 from .batches import RepeatableBatches, seed_of
 from .checkpoints import last_validation
 

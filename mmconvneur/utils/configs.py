@@ -63,7 +63,12 @@ def find_base(name: str, config: str) -> tuple[str, str | None]:
     """
     package, separator, rest = name.partition('::')
     if separator and package == 'mmconvneur':
-        return str(shipped_config(rest)), None
+        path = SHIPPED / rest
+        if not path.is_file():
+            folder = path.parent if path.parent.is_dir() else SHIPPED
+            files = sorted(f.relative_to(SHIPPED).as_posix() for f in folder.glob('*.py'))
+            raise UsageError(f'_base_={name!r} does not exist: choose one of {", ".join(files)}')
+        return str(path), None
     try:
         return _base_of_mmengine(name, config)
     except ModuleNotFoundError:  # OneDL's mmseg comes from a package of another name
@@ -192,16 +197,11 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if path.is_dir():
         raise UsageError(f'config {name} is a folder: give the path of a config in it')
-    return path if path.is_file() else shipped_config(f'{path.stem}.py', name)
-
-
-def shipped_config(name: str, given: str = '') -> Path:
-    """A shipped config, or a base of them, by its path in their folder; ``given`` names errors."""
-    path = SHIPPED / name
-    if not path.is_file():
+    shipped = SHIPPED / f'{path.stem}.py'
+    if not (path.is_file() or shipped.is_file()):
         names = ', '.join(sorted(path.stem for path in SHIPPED.glob('*.py')))
-        raise UsageError(f'config {given or name} does not exist: give a path, or one of {names}')
-    return path
+        raise UsageError(f'config {name} does not exist: give a path, or one of {names}')
+    return path if path.is_file() else shipped
 
 
 def check_family(cfg: Config) -> None:

@@ -74,7 +74,8 @@ def cells(valid: Tensor, size: int) -> Tensor:
     """
     rank, count = (n.unsqueeze(1) for n in ranks(valid))
     cell = torch.arange(size, device=valid.device)[:, None]
-    first, end = cell * count // size, -(-(cell + 1) * count // size)
+    # Both positive: in ONNX, a quotient of negative numbers is not rounded down.
+    first, end = cell * count // size, ((cell + 1) * count + size - 1) // size
     return (first <= rank) & (rank < end) & valid.unsqueeze(1)
 
 
@@ -91,4 +92,5 @@ def nearness(valid: Tensor, grid: Tensor) -> Tensor:
 
 def ranks(valid: Tensor) -> tuple[Tensor, Tensor]:
     """The number of valid lines before each of L, and of all: ``(B, L)``, ``(B, 1)``."""
+    valid = valid.long()  # ONNX adds no bools
     return valid.cumsum(1) - 1, valid.sum(1, keepdim=True)
