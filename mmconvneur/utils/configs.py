@@ -63,12 +63,12 @@ def find_base(name: str, config: str) -> tuple[str, str | None]:
     """
     package, separator, rest = name.partition('::')
     if separator and package == 'mmconvneur':
-        path = SHIPPED / rest
-        if not path.is_file():
-            folder = path.parent if path.parent.is_dir() else SHIPPED
+        shipped = SHIPPED / rest
+        if not shipped.is_file():
+            folder = shipped.parent if shipped.parent.is_dir() else SHIPPED
             files = sorted(f.relative_to(SHIPPED).as_posix() for f in folder.glob('*.py'))
             raise UsageError(f'_base_={name!r} does not exist: choose one of {", ".join(files)}')
-        return str(path), None
+        return str(shipped), None
     try:
         return _base_of_mmengine(name, config)
     except ModuleNotFoundError:  # OneDL's mmseg comes from a package of another name
