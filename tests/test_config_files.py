@@ -120,6 +120,7 @@ def test_a_base_of_ours_from_any_folder(tmp_path):
         (DETECTION, f'{DETECTION}.py'),
         ('_base_/models/no.py', '_base_/models/mask_rcnn_convneur.py'),
         ('no/no.py', f'{DETECTION}.py'),
+        ('', f'{DETECTION}.py'),
     ):
         with pytest.raises(UsageError, match=f"_base_='mmconvneur::{wrong}' does not.* {choice}"):
             load(tmp_path / 'mine.py', text.format(wrong))

@@ -65,7 +65,8 @@ def find_base(name: str, config: str) -> tuple[str, str | None]:
     if separator and package == 'mmconvneur':
         shipped = SHIPPED / rest
         if not shipped.is_file():
-            folder = shipped.parent if shipped.parent.is_dir() else SHIPPED
+            inside = SHIPPED in shipped.parents and shipped.parent.is_dir()
+            folder = shipped.parent if inside else SHIPPED
             files = sorted(f.relative_to(SHIPPED).as_posix() for f in folder.glob('*.py'))
             raise UsageError(f'_base_={name!r} does not exist: choose one of {", ".join(files)}')
         return str(shipped), None
