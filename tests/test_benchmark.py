@@ -270,8 +270,9 @@ def test_a_compiled_step_costs_what_the_eager_one_does():
     eager, compiled = run_case(Case(32, 32, 1, 'float32', 'forward'), contestants, 'eager', 1, CPU)
     assert compiled['execution'] == 'compiled'
     assert compiled['macs'] == eager['macs']
-    # Of the step alone, not of compiling; PyTorch 2.1 keeps 2 % more, 2.13 a fifth less.
-    assert 0 < compiled['memory_bytes'] < 1.1 * eager['memory_bytes']
+    # What is fused is not stored; PyTorch 2.1 keeps 1.2 to 1.9 % more all the same.
+    most = 1.02 if torch.__version__ < '2.2' else 1
+    assert 0 < compiled['memory_bytes'] <= most * eager['memory_bytes']
 
 
 def test_who_cannot_run_is_left_out_in_one_line():
