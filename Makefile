@@ -50,8 +50,8 @@ CLASSIFY_RUN := $(CLASSIFY)/bin/python
 # these bring; mmcv is compiled there. TARGET: its Python and C library.
 TARGET ?= --python-version 3.12 $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64)
 CARRIED := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain \
-	addict ftfy imagecorruptions-imaug imaug mat4py modelindex platformdirs prettytable pycocotools \
-	shapely six termcolor terminaltables wcwidth yapf
+	addict ftfy imagecorruptions-imaug imaug mat4py model-index ordered-set platformdirs prettytable \
+	pycocotools shapely six termcolor terminaltables wcwidth yapf
 WITH_VERSIONS := import sys; from mmconvneur.utils.environment import TESTED; \
 	print(*(name + TESTED.get(name, "") for name in sys.argv[1:]), sep="\n")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.visualization import Visualizer
+from steps import without_tf32
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
@@ -63,8 +64,7 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     if request.param == 'cpu':
         yield 'cpu'
         return
-    with pytest.MonkeyPatch.context() as patch, OnDevice(request.param):
-        patch.setattr(torch.backends.cudnn, 'allow_tf32', False)
+    with without_tf32(), OnDevice(request.param):
         yield request.param
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,6 +29,20 @@ def build(cfg: Config) -> nn.Module:
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     model.init_weights()
     return model
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Products and convolutions of float32 in full precision on a GPU too."""
+    libraries = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [library.allow_tf32 for library in libraries]
+    for library in libraries:
+        library.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for library, allowed in zip(libraries, before, strict=True):
+            library.allow_tf32 = allowed
 
 
 def wake_memory(backbone: nn.Module) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from steps import wake_memory
+from steps import wake_memory, without_tf32
 from torch import Tensor, nn
 
 from benchmarking.measure import record
@@ -22,9 +22,9 @@ TOLERANCES = {None: (1e-5, 1e-4), torch.float16: (5e-3, 2e-2), torch.bfloat16: (
 
 
 @pytest.fixture(autouse=True)
-def full_float32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
-    monkeypatch.setattr(torch.backends.cuda.matmul, 'allow_tf32', False)
+def full_float32():
+    with without_tf32():
+        yield
 
 
 def network(mixer: str | None = 'NeuralMemory', arch: str | dict = SMALL, **cfg) -> ConvNeur:
@@ -112,24 +112,24 @@ def test_a_recorded_pass_computes_the_same(mixer, dtype):
     assert error(replayed, outs) < (1e-6 if dtype is None else 1e-2)
 
 
+@pytest.mark.parametrize('img_shapes', [None, [(131, 197), (97, 101)]], ids=['searched', 'given'])
 @pytest.mark.parametrize('dtype', [None, torch.float16], ids=str)
 @pytest.mark.parametrize('mixer', MIXERS)
-def test_nothing_waits_for_the_gpu(mixer, dtype):
+def test_nothing_waits_for_the_gpu(mixer, dtype, img_shapes):
     """In a forward pass, with gradients and without."""
     net, x = network(mixer), image()
     passes(net, x, dtype)  # handles and workspaces
     torch.cuda.set_sync_debug_mode('error')
     try:
         with torch.autocast('cuda', dtype, enabled=dtype is not None):
-            net(x)
+            net(x, img_shapes)
             with torch.no_grad():
-                net(x)
+                net(x, img_shapes)
     finally:
         torch.cuda.set_sync_debug_mode('default')
 
 
-# GLMix is left out: PyTorch has no deterministic backward pass of adaptive pooling.
-@pytest.mark.parametrize('mixer', [m for m in MIXERS if m != 'GLMix'])
+@pytest.mark.parametrize('mixer', MIXERS)
 def test_deterministic_algorithms_repeat_every_bit(mixer, monkeypatch):
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     net, x = network(mixer), image()

@@ -111,7 +111,9 @@ def test_starts_neutral_also_after_the_backbone_initialised(name):
 @every_mixer
 def test_images_do_not_see_their_batch_mates_in_eval_mode(name):
     mixer, x = build(name), image(3)
-    torch.testing.assert_close(mixer(x)[1:2], mixer(x[1:2]), rtol=0, atol=1e-12)
+    alone = mixer(x[1:2])  # up to hundreds
+    scale = alone.abs().max().clamp(min=1).item()
+    torch.testing.assert_close(mixer(x)[1:2], alone, rtol=0, atol=1e-12 * scale)
 
 
 @every_mixer

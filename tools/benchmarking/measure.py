@@ -93,7 +93,10 @@ def count_kernels(step: Step, device: torch.device) -> int | None:
 
 
 def record(step: Step) -> Step:
-    """The kernels of a step as a CUDA graph: replayed, they do not wait for Python."""
+    """The kernels of a step as a CUDA graph: replayed, they do not wait for Python.
+
+    A replay reads weights and images where they were, so it holds on to the step that owns them.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # handles and workspaces are made on the stream of the capture
@@ -102,4 +105,8 @@ def record(step: Step) -> Step:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
         step()
-    return graph.replay
+
+    def replay(owner: Step = step) -> None:
+        graph.replay()
+
+    return replay
