@@ -46,12 +46,13 @@ WITHOUT_OPERATORS := $(addprefix tests/test_,weights.py optim.py neural_memory.p
 CLASSIFY := .venv-classification
 CLASSIFY_RUN := $(CLASSIFY)/bin/python
 
-# What a GPU machine without network needs beside PyTorch, torchvision, transformers, timm and what
-# these bring; mmcv is compiled there. TARGET: its Python and C library.
+# What a GPU machine without network needs beside PyTorch, torchvision, timm and what these bring, with
+# the transformers that mmpretrain accepts; mmcv is compiled there. TARGET: its Python and C library.
 TARGET ?= --python-version 3.12 $(addprefix --platform manylinux,_2_28_x86_64 _2_17_x86_64 2014_x86_64)
 CARRIED := onedl-mmengine onedl-mmcv onedl-mmdetection onedl-mmsegmentation onedl-mmpretrain \
 	addict ftfy imagecorruptions-imaug imaug mat4py model-index ordered-set platformdirs prettytable \
-	pycocotools shapely six termcolor terminaltables wcwidth yapf
+	pycocotools shapely six termcolor terminaltables wcwidth yapf \
+	'transformers<5' 'huggingface-hub<1' 'tokenizers<0.23'
 WITH_VERSIONS := import sys; from mmconvneur.utils.environment import TESTED; \
 	print(*(name + TESTED.get(name, "") for name in sys.argv[1:]), sep="\n")
 

@@ -264,12 +264,35 @@ def test_tools_say_it_before_their_imports_fail(tool):
     assert done.stderr.startswith('error: none: torch, mmengine, mmcv, mmdet, mmseg not installed')
 
 
+def let_operators_load(site: Path) -> None:
+    """Python takes a plain module for mmcv._ext as well, which stands in for a build that loads."""
+    (site / 'mmcv' / '_ext').mkdir()
+    (site / 'mmcv' / '_ext' / '__init__.py').touch()
+
+
+@pytest.mark.parametrize(
+    ('source', 'status'),
+    [
+        ('class PreTrained(None): ...', 1),
+        ('import torchvision', 0),  # absent: mmdet catches it
+        ('', 0),
+    ],
+)
+def test_mmpretrain_that_mmdet_cannot_import_is_told(tmp_path, source, status):
+    install_all(tmp_path, (*ONEDL, 'onedl-mmpretrain'))
+    let_operators_load(tmp_path)
+    (tmp_path / 'mmpretrain' / 'models.py').write_text(source)
+    done = run_in(tmp_path)
+    assert done.returncode == status
+    message = 'error: import fails: mmdet imports mmpretrain, which does not load (NoneType '
+    assert done.stderr.startswith(message) == bool(status)
+    assert len(done.stderr.splitlines()) == status
+
+
 def test_untested_versions_are_warned_about_once_they_load(tmp_path):
     install_all(tmp_path, ONEDL[1:])
     install(tmp_path, 'torch', '2.15.0')
-    # Python takes a plain module for mmcv._ext as well, which stands in for a build that loads.
-    (tmp_path / 'mmcv' / '_ext').mkdir()
-    (tmp_path / 'mmcv' / '_ext' / '__init__.py').touch()
+    let_operators_load(tmp_path)
     done = run_in(tmp_path)
     assert done.returncode == 0
     assert 'torch 2.15.0 is untested here; tested is torch >=2.1,<2.15' in done.stderr

@@ -135,6 +135,14 @@ def examine() -> Report:
             import_module(name)
         except Exception as error:  # an extension for another Python or NumPy can raise anything
             return _unloadable(name, error)
+    if owners['mmdet'] and owners['mmpretrain']:
+        try:
+            import_module('mmpretrain.models')
+        except ImportError:
+            pass  # mmdet goes on without it
+        except TypeError as error:  # a base class that transformers 5 no longer has
+            problem = f'mmdet imports mmpretrain, which does not load ({error})'
+            return Report('import fails', problem, 'python -m pip install "transformers<5"')
     return report
 
 

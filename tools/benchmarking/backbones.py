@@ -126,8 +126,6 @@ def build(cfg: dict) -> nn.Module:
     if project == 'timm':
         options = {k: v for k, v in cfg.items() if k != 'type'}
         return import_module('timm').create_model(name, features_only=True, **options)
-    if project == 'mmpretrain':  # its language models ask for transformers < 5, its backbones not
-        import_module('mmpretrain.utils.dependency').WITH_MULTIMODAL = False
     import_module(f'{project}.models')
     return ROOT_MODELS.build(cfg)
 
