@@ -52,10 +52,10 @@ def in_a_file(state: dict) -> dict:
 
 def in_the_repository(state: dict) -> dict:
     """As facebookresearch/dinov3 names them; its norm of the last map is there twice."""
-    block = r'model\.stages\.(\d)\.layers\.(\d)\.'
+    block = r'stages\.(\d)\.layers\.(\d)\.'
     trunk = renamed(
-        state,
-        (r'model\.stages\.(\d)\.downsample_layers\.(.*)', r'downsample_layers.\1.\2'),
+        in_a_file(state),
+        (r'stages\.(\d)\.downsample_layers\.(.*)', r'downsample_layers.\1.\2'),
         (block + r'depthwise_conv\.(.*)', r'stages.\1.\2.dwconv.\3'),
         (block + r'layer_norm\.(.*)', r'stages.\1.\2.norm.\3'),
         (block + r'pointwise_conv(\d)\.(.*)', r'stages.\1.\2.pwconv\3.\4'),
