@@ -587,6 +587,35 @@ def test_pipelines_give_what_models_need(name, steps, problem, sample):
             *(SEGMENTATION, dict(optim_wrapper__optimizer=None)),
             *(training.check_parts, 'optim_wrapper has no optimizer', None),
         ),
+        (DETECTION, {}, training.check_decay, None, None),
+        (
+            DETECTION,
+            dict(
+                optim_wrapper__optimizer__weight_decay=None,
+                optim_wrapper__paramwise_cfg=dict(norm_decay_mult=0.0),
+            ),
+            *(training.check_decay, 'paramwise_cfg.norm_decay_mult scales the weight decay', None),
+        ),
+        (
+            SEGMENTATION,
+            dict(
+                optim_wrapper__optimizer__weight_decay=None,
+                optim_wrapper__paramwise_cfg=dict(
+                    _delete_=True, custom_keys=dict(gamma=dict(decay_mult=0.0))
+                ),
+            ),
+            *(training.check_decay, "custom_keys['gamma'] scales the weight decay", None),
+        ),
+        (
+            SEGMENTATION,
+            dict(
+                optim_wrapper__optimizer__weight_decay=None,
+                optim_wrapper__paramwise_cfg=dict(
+                    _delete_=True, custom_keys=dict(gamma=dict(lr_mult=0.1))
+                ),
+            ),
+            *(training.check_decay, None, None),
+        ),
         (DETECTION, {}, training.check_kinds, None, None),
         (
             *(DETECTION, dict(custom_hooks=[dict(type='EMAHok')])),

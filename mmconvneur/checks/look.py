@@ -22,6 +22,7 @@ from .findings import Finding, doubt, wrong
 CHECKS: tuple[Callable[[Run], Iterable[Finding]], ...] = (
     training.check_variables,
     training.check_parts,
+    training.check_decay,
     training.check_kinds,
     training.check_numbers,
     training.check_loaders,

@@ -86,6 +86,24 @@ def check_parts(run: Run) -> Iterator[Finding]:
         yield wrong("optim_wrapper has no optimizer: write optimizer=dict(type='AdamW', lr=...)")
 
 
+def check_decay(run: Run) -> Iterator[Finding]:
+    """There is a weight decay where paramwise_cfg scales it."""
+    wrapper = (run.cfg.get('optim_wrapper') or {}) if run.train else {}
+    constructor = wrapper.get('constructor', 'DefaultOptimWrapperConstructor')
+    if constructor != 'DefaultOptimWrapperConstructor':
+        return
+    scales = wrapper.get('paramwise_cfg') or {}
+    custom = (scales.get('custom_keys') or {}).items()
+    names = [f'{part}_decay_mult' for part in ('norm', 'bias', 'dwconv')]
+    names = [name for name in names if name in scales]
+    names += [f'custom_keys[{key!r}]' for key, of_key in custom if 'decay_mult' in of_key]
+    if names and (wrapper.get('optimizer') or {}).get('weight_decay') is None:
+        yield wrong(
+            f'optim_wrapper.paramwise_cfg.{names[0]} scales the weight decay, but '
+            'optim_wrapper.optimizer sets none: write weight_decay=0.05 there, or 0'
+        )
+
+
 def parts_of(split: str) -> tuple[str, str, str]:
     """What MMEngine asks for together."""
     last = 'optim_wrapper' if split == 'train' else f'{split}_evaluator'
