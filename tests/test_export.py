@@ -161,6 +161,14 @@ def test_a_config_without_a_model(monkeypatch, capsys):
     assert f'{path} has no model: give a config for' in message
 
 
+def test_a_model_of_another_package(tmp_path, monkeypatch, capsys):
+    pytest.importorskip('onnxruntime', reason='onnxruntime is not installed')
+    path = tmp_path / 'backbone.py'
+    path.write_text("model = dict(type='mmconvneur.ConvNeur', arch='m1')\n")
+    message = failing(monkeypatch, capsys, 'export', str(path), SEGMENTATION, '--out', 'x.onnx')
+    assert f'{path} is for another package: give a config for detection' in message
+
+
 def test_a_file_that_differs_is_refused():
     compare = runpy.run_path(str(TOOLS / 'export.py'))['compare']
     map_ = torch.tensor([[5.0, -10.0]])

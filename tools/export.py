@@ -55,9 +55,9 @@ def main() -> None:
     scope = cfg.get('default_scope')
     if scope not in NETWORKS or 'model' not in cfg:
         tasks = ' or '.join(FAMILIES[name] for name in NETWORKS)
-        what = (
-            f'is for {FAMILIES[scope]}' if 'model' in cfg and scope in FAMILIES else 'has no model'
-        )
+        what = 'has no model'
+        if 'model' in cfg:
+            what = f'is for {FAMILIES.get(scope, "another package")}'
         raise UsageError(f'{args.config} {what}: give a config for {tasks}')
     path = args.image or first_image(cfg)
     read_image(path)

@@ -31,6 +31,8 @@ def training_step(cfg: Config, size: tuple[int, int], batch: int, device: torch.
     """A step of the config's optimizer on made-up images: forward, backward and update."""
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.init_cfg = None  # no download: weights are random
+    if 'size' in cfg.model.data_preprocessor:  # what mmseg pads to
+        cfg.model.data_preprocessor.size = size
     if device.type == 'cuda':
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
     torch.manual_seed(0)
