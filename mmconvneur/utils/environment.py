@@ -10,6 +10,7 @@ Nothing but the standard library is imported with this module: ``setup.py`` and 
 
 from __future__ import annotations
 
+import csv
 import platform
 import re
 import sys
@@ -102,8 +103,10 @@ def diagnose(paths: Sequence[str]) -> Report:
             aside = f'mv "{folder}" "{folder}.old" && {cure([name], owners)}'
             return Report('left-over files', problem, aside)
     for name, (owner,) in mm.items():
-        files = (f for f in owner.files or () if f.parts[0] == name and f.suffix == '.py')
-        if not all(Path(file.locate()).exists() for file in files):
+        # Not owner.files: from Python 3.12 on, it leaves out what is gone.
+        record = csv.reader((owner.read_text('RECORD') or '').splitlines())
+        files = [path for path, *_ in record if re.fullmatch(rf'{name}/.*\.py', path)]
+        if not all(Path(str(owner.locate_file(file))).exists() for file in files):
             problem = f'{label(owner)} is listed as installed but files of it are gone'
             return Report('left-over files', problem, cure([name], owners))
     foreign = [name for name, (owner,) in mm.items() if not _of_onedl(owner)]
